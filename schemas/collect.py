@@ -1,0 +1,76 @@
+"""Job kind ``collect``: run a model over a token table and store activations."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
+
+from schemas.corpus import TokensSpec
+from schemas.fields import Dtype, HookPoint, Name, Spec, Url
+from schemas.model import ModelSpec
+
+
+class Storage(Spec):
+    """How activations are laid out. Decides bytes, so it is part of the store's identity."""
+
+    dtype: Dtype = "bfloat16"
+    """Stored precision; bfloat16 is kept as uint16 words."""
+    chunk_rows: PositiveInt = 1024
+    """Rows in one inner chunk, the least that is read and checked at once."""
+    shard_rows: PositiveInt = 32768
+    """Rows in one shard: one unit of work, one object, one PUT. A multiple of ``chunk_rows``."""
+    codec: Literal["none", "zstd"] = "none"
+    """``none``: fastest on local disks, memory-mapped. ``zstd``: Blosc byte shuffle + zstd level 1, for slow links."""
+
+    @model_validator(mode="after")
+    def _whole_chunks(self) -> Self:
+        if self.shard_rows % self.chunk_rows:
+            raise ValueError(f"shard_rows ({self.shard_rows}) must be a multiple of chunk_rows ({self.chunk_rows})")
+        return self
+
+
+class CollectWorkers(Spec):
+    """Resources of collection. Never part of a fingerprint."""
+
+    num_workers: NonNegativeInt = 0
+    """Model replicas; 0: as many as the cluster's CPUs or GPUs allow."""
+    cpus_per_worker: Annotated[float, Field(gt=0)] = 1
+    """CPU cores (and torch threads) of one replica."""
+    gpus_per_worker: Annotated[float, Field(ge=0)] = 0
+    """GPUs of one replica."""
+    units_in_flight: PositiveInt = 2
+    """Units leased to one worker at a time: one running, the rest waiting."""
+    max_attempts: PositiveInt = 3
+    """Attempts at one unit that end in an error of the code before the job fails; worker deaths are counted apart."""
+    max_worker_deaths: NonNegativeInt = 16
+    """Worker processes that may die before the job fails."""
+
+
+class CollectSpec(Spec):
+    """Collect activations into a store."""
+
+    kind: Literal["collect"] = "collect"
+    """Discriminator."""
+    name: Name = "collect"
+    """Name of this job; other jobs of a pipeline refer to it."""
+    model: ModelSpec
+    """The network to run."""
+    tokens: TokensSpec
+    """The corpus and how it is tokenised."""
+    hook_points: Annotated[list[HookPoint], Field(min_length=1)]
+    """TransformerLens hook names or ``module:<path>:in|out``."""
+    batch_tokens: PositiveInt = 4096
+    """Tokens (padding included) in one forward pass. Part of the fingerprint: it can change low bits."""
+    storage: Storage = Storage()
+    """Layout of the store."""
+    workers: CollectWorkers = CollectWorkers()
+    """Resources."""
+    output: Url
+    """Folder or URL of the store."""
+
+    @model_validator(mode="after")
+    def _distinct_hooks(self) -> Self:
+        if len(set(self.hook_points)) != len(self.hook_points):
+            raise ValueError(f"hook_points names one hook point twice: {self.hook_points}")
+        return self

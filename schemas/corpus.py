@@ -1,0 +1,113 @@
+"""What text a job reads and how it becomes a token table."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, NonNegativeInt, PositiveInt
+
+from schemas.fields import ByteSize, Name, Spec, Url
+
+
+class TextCorpus(Spec):
+    """Plain text files: one file, one document."""
+
+    format: Literal["text"] = "text"
+    """Discriminator."""
+    urls: Annotated[list[Url], Field(min_length=1)]
+    """Paths, globs (``**`` included) or fsspec URLs. ``{stdlib}`` stands for the folder of Python's standard library."""
+    exclude: list[str] = []
+    """Glob patterns (fnmatch, on the path after the glob's fixed part) of files to leave out."""
+    encoding: str = "utf-8"
+    """Decoding; a file that does not decode is an error that names file and byte, see ``on_bad_text``."""
+    on_bad_text: Literal["refuse", "replace"] = "refuse"
+    """``refuse``: a file that does not decode ends the job. ``replace``: U+FFFD for each bad byte, counted in the table."""
+
+
+class JsonLinesCorpus(Spec):
+    """JSON lines, plain or compressed (.gz, .zst by the name's ending): one line, one document."""
+
+    format: Literal["jsonl"] = "jsonl"
+    """Discriminator."""
+    urls: Annotated[list[Url], Field(min_length=1)]
+    """Paths, globs or fsspec URLs."""
+    text_field: str = "text"
+    """The field of each object that holds the text."""
+
+
+class ParquetCorpus(Spec):
+    """Parquet files: one row, one document."""
+
+    format: Literal["parquet"] = "parquet"
+    """Discriminator."""
+    urls: Annotated[list[Url], Field(min_length=1)]
+    """Paths, globs or fsspec URLs."""
+    text_field: str = "text"
+    """The string column that holds the text."""
+
+
+class HuggingFaceCorpus(Spec):
+    """A Hugging Face dataset, by name or from a local folder (extra ``hf``)."""
+
+    format: Literal["huggingface"] = "huggingface"
+    """Discriminator."""
+    path: str
+    """Name on the Hub or local folder, as ``datasets.load_dataset`` takes it."""
+    config: str = "default"
+    """Configuration (subset) name; ``default`` for the only one."""
+    split: str = "train"
+    """Split to stream."""
+    revision: str = "main"
+    """Git revision on the Hub; part of the fingerprint. Ignored for a local folder, whose content is hashed."""
+    text_field: str = "text"
+    """The string column that holds the text."""
+    documents_per_part: PositiveInt = 4096
+    """Documents in one independently packed part of the token table."""
+
+
+Corpus = Annotated[
+    TextCorpus | JsonLinesCorpus | ParquetCorpus | HuggingFaceCorpus,
+    Field(discriminator="format"),
+]
+
+
+class Packing(Spec):
+    """How documents become contexts, the sequences that the model sees."""
+
+    mode: Literal["packed", "document"] = "packed"
+    """``packed``: documents are joined and cut every ``context_length`` tokens. ``document``: each context holds one
+    document only; see ``long_documents``."""
+    context_length: PositiveInt = 256
+    """Tokens in one context, special tokens included. Contexts may be shorter, never longer."""
+    separator: Literal["none", "bos", "eos", "eos_bos"] = "eos"
+    """Tokens between documents of a packed context."""
+    begin_context: Literal["none", "bos"] = "bos"
+    """``bos``: every context begins with the tokenizer's BOS token (its EOS token if it has no BOS)."""
+    long_documents: Literal["truncate", "split"] = "split"
+    """``document`` mode only: a longer document is cut off, or goes on in further contexts."""
+
+
+class TokensSpec(Spec):
+    """A token table: the tokenised, packed corpus. Row r of every store made from it means token r."""
+
+    corpus: Corpus
+    """Where the text is."""
+    tokenizer: str = "model"
+    """``model``: the one that belongs to the job's model. Otherwise a Hugging Face name, local folder or GGUF file."""
+    packing: Packing = Packing()
+    """How documents become contexts."""
+    max_tokens: NonNegativeInt = 0
+    """Stop at the first shard boundary at or after this many tokens; 0: the whole corpus."""
+    held_out_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.05
+    """Share of documents, chosen by the hash of their text, that training never sees and evaluation uses."""
+    file_order: Literal["sorted", "shuffled"] = "shuffled"
+    """Order of the corpus's files: by name, or by a hash of name and ``seed`` (a prefix is then a fair sample)."""
+    part_size: ByteSize = 4 * 2**20
+    """Files are grouped into parts of about this much text; parts are tokenised and packed independently, in parallel."""
+    seed: NonNegativeInt = 0
+    """Seed of the file order and of the held-out choice."""
+    output: Url = ""
+    """Folder or URL of the token table; empty: ``tokens`` beside the store. Reused if it has the same fingerprint."""
+
+
+__all__ = ["Corpus", "HuggingFaceCorpus", "JsonLinesCorpus", "Name", "Packing", "ParquetCorpus", "TextCorpus", "TokensSpec"]

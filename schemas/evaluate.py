@@ -1,0 +1,47 @@
+"""Job kind ``evaluate``: held-out figures, spliced cross-entropy and the report."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import NonNegativeInt, PositiveInt
+
+from schemas.fields import Name, Spec, Url
+
+
+class ReportSpec(Spec):
+    """The page of features."""
+
+    num_features: NonNegativeInt = 60
+    """Features shown for each dictionary, spread over the range of densities."""
+    contexts_per_feature: PositiveInt = 8
+    """Top contexts of a feature."""
+    context_tokens: PositiveInt = 24
+    """Tokens shown around the highest one."""
+    rows: PositiveInt = 65536
+    """Rows searched for top contexts."""
+
+
+class EvaluateSpec(Spec):
+    """Evaluate trained dictionaries."""
+
+    kind: Literal["evaluate"] = "evaluate"
+    """Discriminator."""
+    name: Name = "evaluate"
+    """Name of this job."""
+    store: Url
+    """Store with the held-out rows, or ``${NAME}`` of a collect job of the same pipeline."""
+    dictionaries: Url
+    """Folder of a train job, or ``${NAME}`` of a train job of the same pipeline."""
+    rows: Literal["held_out", "all"] = "held_out"
+    """Rows the figures are measured on. ``held_out``: documents that training never saw."""
+    max_rows: PositiveInt = 65536
+    """At most this many rows for reconstruction figures, the first ones in a seeded order."""
+    cross_entropy_tokens: NonNegativeInt = 4096
+    """Tokens for the spliced cross-entropy; 0: leave it out."""
+    report: ReportSpec = ReportSpec()
+    """The page of features."""
+    seed: NonNegativeInt = 0
+    """Seed of the choice of rows."""
+    output: Url
+    """Folder for ``evaluation.json`` and ``report.html``."""

@@ -1,0 +1,58 @@
+"""The base of all specs and the field types they share."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, StringConstraints
+
+Dtype = Literal["bfloat16", "float16", "float32"]
+
+_UNITS = {
+    "B": 1,
+    "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12,
+    "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40,
+}  # fmt: skip
+
+
+class Spec(BaseModel):
+    """Frozen, closed to unknown fields, described field by field."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, protected_namespaces=())
+
+
+def parse_bytes(value: Any) -> Any:
+    """``'512MiB'`` -> 536870912; whole numbers pass as they are."""
+    if not isinstance(value, str):
+        return value
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]i?B|B)\s*", value)
+    if match is None:
+        raise ValueError(f"a size is a number and a unit ({', '.join(_UNITS)}), for example '512MiB'; got {value!r}")
+    return int(float(match[1]) * _UNITS[match[2]])
+
+
+def format_bytes(size_bytes: int) -> str:
+    """The shortest exact binary unit: 536870912 -> ``'512MiB'``."""
+    for unit in ("TiB", "GiB", "MiB", "KiB"):
+        if size_bytes and size_bytes % _UNITS[unit] == 0:
+            return f"{size_bytes // _UNITS[unit]}{unit}"
+    return f"{size_bytes}B"
+
+
+ByteSize = Annotated[
+    int,
+    BeforeValidator(parse_bytes, json_schema_input_type=int | str),
+    PlainSerializer(format_bytes, return_type=str),
+    Field(gt=0),
+]
+"""A number of bytes, written with its unit: ``512MiB``."""
+
+Url = Annotated[str, StringConstraints(min_length=1, strip_whitespace=True)]
+"""A local path or any URL that fsspec opens: ``runs/a``, ``s3://bucket/key``, ``memory://x``."""
+
+HookPoint = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.:\-]+$")]
+"""A TransformerLens hook name (``blocks.3.hook_resid_post``) or ``module:<path>:in|out``."""
+
+Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.\-]{0,63}$")]
+"""A name that is also a folder: letters, digits, ``_``, ``.``, ``-``."""

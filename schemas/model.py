@@ -1,0 +1,31 @@
+"""Which network a job runs."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from schemas.fields import Dtype, Spec
+
+
+class ModelSpec(Spec):
+    """A Hugging Face model, a GGUF file or an allowed ``torch.nn.Module``."""
+
+    path: str
+    """Hub name, local folder, ``FOLDER/FILE.gguf``, ``package:PACKAGE/FILE.gguf`` for a file inside an installed
+    Python package, or ``python:module.attribute`` for a callable that returns a ``torch.nn.Module`` (only modules that
+    the operator lists in ``HEADWORKS_ALLOWED_IMPORTS``)."""
+    kind: Literal["causal_lm", "masked_lm", "module"] = "causal_lm"
+    """Which head the model carries. Collection never runs the head; cross-entropy needs ``causal_lm``."""
+    revision: str = "main"
+    """Git revision on the Hub; local models are identified by the digest of their weights."""
+    dtype: Literal["bfloat16", "float16", "float32", "native"] = "bfloat16"
+    """Compute precision. ``native``: bfloat16 where the processor has bfloat16 matrix units, else float32."""
+    attention: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
+    """Attention implementation; part of the fingerprint since it changes low bits."""
+    device: str = "auto"
+    """``auto`` (CUDA if present), ``cpu``, ``cuda``. Not part of the fingerprint."""
+    arguments: dict[str, Any] = {}
+    """Keyword arguments (JSON values) for a ``python:`` callable; forbidden otherwise."""
+
+
+__all__ = ["Dtype", "ModelSpec"]

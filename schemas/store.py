@@ -1,0 +1,138 @@
+"""What a store says of itself: group attributes, ledger entries, manifest. Written as JSON, read by anybody."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import NonNegativeInt, PositiveInt
+
+from schemas.fields import Spec
+
+STORE_FORMAT = 1
+
+
+class Quantiles(Spec):
+    """A mergeable sketch of row norms: counts in fixed logarithmic bins, so that merging is exact addition."""
+
+    counts: dict[int, int]
+    """bin -> number of rows whose L2 norm lies in [2**(bin/16), 2**((bin+1)/16)); bin -10000 counts zero norms."""
+
+
+class HookStatistics(Spec):
+    """Mergeable statistics of one hook point over some rows, of finite rows only."""
+
+    count: NonNegativeInt
+    """Rows counted, the finite ones."""
+    mean: list[float]
+    """Per channel, [d_model], float64."""
+    m2: list[float]
+    """Per channel sum of squared deviations from the mean, [d_model], float64 (Chan et al. merge)."""
+    norm_sum: float
+    """Sum of the rows' L2 norms."""
+    square_norm_sum: float
+    """Sum of the rows' squared L2 norms."""
+    norms: Quantiles
+    """Distribution of the rows' norms."""
+    num_nan: NonNegativeInt = 0
+    """Rows with a NaN."""
+    num_inf: NonNegativeInt = 0
+    """Rows with an infinity and no NaN."""
+
+
+class ObjectReceipt(Spec):
+    """One object that a unit wrote."""
+
+    key: str
+    """Path relative to the store's root."""
+    size_bytes: NonNegativeInt
+    """Exact length."""
+    crc32c: str
+    """CRC-32C of the whole object, 8 hexadecimal digits."""
+
+
+class LedgerEntry(Spec):
+    """``ledger/PASS/UNIT.json``: written last and put-if-absent; a unit exists when this does."""
+
+    format: Literal[1] = 1
+    """Store format."""
+    store_fingerprint: str
+    """The store's identity."""
+    pass_id: str
+    """The hook points that were collected together, see ``PassRecord``."""
+    unit: NonNegativeInt
+    """Index of the unit: rows [unit * shard_rows, min(rows, (unit + 1) * shard_rows))."""
+    start_row: NonNegativeInt
+    """First row."""
+    num_rows: PositiveInt
+    """Rows in this unit."""
+    objects: dict[str, ObjectReceipt]
+    """hook point (or ``tokens``) -> the object that holds it."""
+    statistics: dict[str, HookStatistics]
+    """hook point -> statistics of this unit's rows."""
+    worker: str
+    """Who wrote it, for people."""
+    attempt: NonNegativeInt
+    """Which attempt at the unit this was."""
+    seconds: dict[str, float] = {}
+    """Time spent by stage (forward, encode, write), for people; not deterministic."""
+
+
+class PassRecord(Spec):
+    """``passes/PASS.json``: which hook points one collection adds. PASS = first 16 digits of its fingerprint."""
+
+    hook_points: dict[str, int]
+    """hook point -> d_model."""
+    batch_tokens: PositiveInt
+    """Tokens in a forward pass."""
+
+
+class StoreRecord(Spec):
+    """Attributes ``headworks`` of the root group's ``zarr.json``."""
+
+    format: Literal[1] = 1
+    """Store format; a reader refuses a newer one."""
+    fingerprint: str
+    """SHA-256 of ``identity``."""
+    identity: dict[str, Any]
+    """What decides the bytes: model, token table, storage. Hook points are named by the passes."""
+    table_fingerprint: str
+    """The token table whose rows these are; stores of equal table fingerprint are row-aligned."""
+    dtype: Literal["bfloat16", "float16", "float32"]
+    """Stored precision."""
+    chunk_rows: PositiveInt
+    """Rows in a chunk."""
+    shard_rows: PositiveInt
+    """Rows in a shard, that is in a unit."""
+    codec: Literal["none", "zstd"]
+    """Codec of the chunks."""
+    table_url: str
+    """Where the token table was when the store was made; a hint, the store has its own copy of the tokens."""
+    specials: dict[str, int]
+    """Special tokens by role (``bos``, ``eos``, ``pad``, ...) -> token id, so that readers can leave them out."""
+    spec: dict[str, Any]
+    """The job spec that made the store, to recompute any unit."""
+    versions: dict[str, str]
+    """Versions of headworks, torch, transformers, zarr."""
+
+
+class Manifest(Spec):
+    """``manifest.json``: written when every planned unit of every pass exists."""
+
+    format: Literal[1] = 1
+    """Store format."""
+    fingerprint: str
+    """The store's identity."""
+    num_rows: NonNegativeInt
+    """Rows of every array."""
+    num_units: NonNegativeInt
+    """Units of every pass."""
+    passes: list[str]
+    """Pass ids that are complete."""
+    hook_points: dict[str, int]
+    """hook point -> d_model."""
+    size_bytes: NonNegativeInt
+    """Bytes of all objects that the ledger names."""
+    ledger_digest: str
+    """SHA-256 over pass, unit and the objects' keys, sizes and checksums, in order."""
+    statistics: dict[str, HookStatistics]
+    """hook point -> statistics of all rows."""

@@ -1,0 +1,98 @@
+"""Job kind ``train``: any number of dictionaries from one read of a store."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+
+from schemas.dictionary import DictionarySpec
+from schemas.fields import Name, Spec, Url
+
+
+class RowFilter(Spec):
+    """Rows that training leaves out. The store keeps them: this is a mask, not a deletion."""
+
+    exclude_specials: bool = True
+    """Leave out special tokens (BOS, EOS, separators)."""
+    exclude_positions: list[NonNegativeInt] = [0]
+    """Positions within a context to leave out; the first position is the usual attention sink."""
+    max_norm_multiple: NonNegativeFloat = 0.0
+    """Leave out rows whose norm exceeds this multiple of the median norm at any hook point in use; 0: keep all."""
+
+
+class RowOrder(Spec):
+    """The order of rows: a pure function of (store, filter, seed, epoch, batch), the same for any number of ranks."""
+
+    seed: NonNegativeInt = 0
+    """Seed of both shuffle levels."""
+    window_chunks: PositiveInt = 64
+    """Chunks whose rows are permuted together, level two of the shuffle. More: better mixing, more memory."""
+
+
+class Schedule(Spec):
+    """Learning rate over the run: linear warm-up, constant, linear decay to zero."""
+
+    warmup_fraction: Annotated[float, Field(ge=0, le=1)] = 0.02
+    """Share of all steps over which the rate rises from 0."""
+    decay_fraction: Annotated[float, Field(ge=0, le=1)] = 0.2
+    """Share of all steps over which the rate falls to 0, at the end."""
+
+
+class TrainWorkers(Spec):
+    """Resources of training. Never part of a fingerprint."""
+
+    num_workers: PositiveInt = 1
+    """Data-parallel ranks. Results do not depend on it but for the order of float additions."""
+    cpus_per_worker: Annotated[float, Field(gt=0)] = 1
+    """CPU cores (and torch threads) of a rank."""
+    use_gpu: bool = False
+    """One GPU a rank, NCCL; otherwise gloo."""
+    max_failures: NonNegativeInt = 3
+    """Restarts of the group after a rank's death, each from the last checkpoint."""
+
+
+class TrainSpec(Spec):
+    """Train dictionaries on a store."""
+
+    kind: Literal["train"] = "train"
+    """Discriminator."""
+    name: Name = "train"
+    """Name of this job; other jobs of a pipeline refer to it."""
+    store: Url
+    """Store URL, or ``${NAME}`` of a collect job of the same pipeline."""
+    dictionaries: Annotated[list[DictionarySpec], Field(min_length=1)]
+    """What to train; all are fed from one read."""
+    batch_rows: PositiveInt = 4096
+    """Rows in one optimiser step, over all ranks."""
+    num_tokens: NonNegativeInt = 0
+    """Rows to train on, repeats counted; 0: ``num_epochs`` passes."""
+    num_epochs: PositiveFloat = 1.0
+    """Passes over the training rows where ``num_tokens`` is 0."""
+    rows: RowFilter = RowFilter()
+    """Rows left out."""
+    order: RowOrder = RowOrder()
+    """Shuffle."""
+    schedule: Schedule = Schedule()
+    """Learning rate over time."""
+    normalise: Literal["mean_norm", "none"] = "mean_norm"
+    """``mean_norm``: each hook point is scaled so that its mean row norm is sqrt(d_model), from the store's statistics."""
+    max_gradient_norm: NonNegativeFloat = 1.0
+    """Clip the gradient of each dictionary to this norm; 0: no clipping."""
+    checkpoint_every_steps: NonNegativeInt = 200
+    """Steps between checkpoints; 0: only at the end."""
+    log_every_steps: PositiveInt = 10
+    """Steps between lines of metrics.jsonl and TensorBoard."""
+    trackers: list[Literal["tensorboard", "wandb"]] = ["tensorboard"]
+    """Where metrics go besides metrics.jsonl; ``wandb`` needs the extra of that name."""
+    workers: TrainWorkers = TrainWorkers()
+    """Resources."""
+    output: Url
+    """Folder of the results: ``NAME/dictionary.safetensors`` and ``NAME/dictionary.json`` for each dictionary."""
+
+    @model_validator(mode="after")
+    def _distinct_names(self) -> Self:
+        names = [dictionary.name for dictionary in self.dictionaries]
+        if len(set(names)) != len(names):
+            raise ValueError(f"two dictionaries have one name: {names}")
+        return self
