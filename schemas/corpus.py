@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, NonNegativeInt, PositiveInt
 
-from schemas.fields import ByteSize, Name, Spec, Url
+from schemas.fields import ByteSize, Spec, Url
 
 
 class TextCorpus(Spec):
@@ -15,13 +15,13 @@ class TextCorpus(Spec):
     format: Literal["text"] = "text"
     """Discriminator."""
     urls: Annotated[list[Url], Field(min_length=1)]
-    """Paths, globs (``**`` included) or fsspec URLs. ``{stdlib}`` stands for the folder of Python's standard library."""
+    """Paths, globs (``**`` included) or fsspec URLs. ``{stdlib}``: the folder of Python's standard library."""
     exclude: list[str] = []
     """Glob patterns (fnmatch, on the path after the glob's fixed part) of files to leave out."""
     encoding: str = "utf-8"
     """Decoding; a file that does not decode is an error that names file and byte, see ``on_bad_text``."""
     on_bad_text: Literal["refuse", "replace"] = "refuse"
-    """``refuse``: a file that does not decode ends the job. ``replace``: U+FFFD for each bad byte, counted in the table."""
+    """``refuse``: a file that does not decode ends the job. ``replace``: U+FFFD for each bad byte, counted."""
 
 
 class JsonLinesCorpus(Spec):
@@ -103,11 +103,8 @@ class TokensSpec(Spec):
     file_order: Literal["sorted", "shuffled"] = "shuffled"
     """Order of the corpus's files: by name, or by a hash of name and ``seed`` (a prefix is then a fair sample)."""
     part_size: ByteSize = 4 * 2**20
-    """Files are grouped into parts of about this much text; parts are tokenised and packed independently, in parallel."""
+    """Files are grouped into parts of about this much text, tokenised and packed independently, in parallel."""
     seed: NonNegativeInt = 0
     """Seed of the file order and of the held-out choice."""
     output: Url = ""
     """Folder or URL of the token table; empty: ``tokens`` beside the store. Reused if it has the same fingerprint."""
-
-
-__all__ = ["Corpus", "HuggingFaceCorpus", "JsonLinesCorpus", "Name", "Packing", "ParquetCorpus", "TextCorpus", "TokensSpec"]

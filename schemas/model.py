@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from schemas.fields import Dtype, Spec
+from schemas.fields import Spec
 
 
 class ModelSpec(Spec):
@@ -26,6 +26,3 @@ class ModelSpec(Spec):
     """``auto`` (CUDA if present), ``cpu``, ``cuda``. Not part of the fingerprint."""
     arguments: dict[str, Any] = {}
     """Keyword arguments (JSON values) for a ``python:`` callable; forbidden otherwise."""
-
-
-__all__ = ["Dtype", "ModelSpec"]
