@@ -104,5 +104,7 @@ class DictionaryRecord(Spec):
     """Rows seen, repeats counted."""
     metrics: dict[str, float] = {}
     """Last training metrics."""
+    weights_sha256: str = ""
+    """SHA-256 of ``dictionary.safetensors``, 64 hexadecimal digits; filled in by the writer of the folder."""
     versions: dict[str, str]
     """Versions of headworks, torch, numpy, ray."""

@@ -1,0 +1,156 @@
+"""A sparse dictionary: named sources are encoded and summed, one sparse code, decoded to named targets.
+
+    z    = x - b_dec                       TopK autoencoder; x itself otherwise
+    pre  = z W_enc^T + b_enc
+    f    = activation(pre)
+    y^   = f W_dec + b_dec [+ x W_skip^T]  skip: transcoders that ask for it
+
+Sources (and targets) lie side by side in one row, in the order of the spec, so the sum over sources is one product.
+Weights live in *scaled* space: every hook point is multiplied by its own scalar (``scales``) first. ``join_sources``
+and ``split_targets`` are the only doors between raw activations and that space.
+
+Letters: B rows, F latents, K active latents, S and T the summed widths of all sources and of all targets.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import nn
+
+from pipeline.dictionaries import activations
+from pipeline.dictionaries.codes import SparseCodes
+from schemas.dictionary import DictionaryRecord, DictionarySpec, TopK
+from schemas.errors import HookPointError, SpecError, nearest
+
+
+class Dictionary(nn.Module):
+    """Weights and their meaning; rows of ``encoder`` and of ``decoder`` belong to one latent each.
+
+    Made with zero weights: ``initialise.fill`` starts a training, ``folder.load_dictionary`` reads a trained one.
+    """
+
+    encoder: nn.Parameter
+    b_enc: nn.Parameter
+    decoder: nn.Parameter
+    b_dec: nn.Parameter
+    skip: nn.Parameter | None
+
+    def __init__(
+        self,
+        spec: DictionarySpec,
+        d_source: Mapping[str, int],
+        d_target: Mapping[str, int],
+        scales: Mapping[str, float],
+        *,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        """Allocate ``encoder [F, S], b_enc [F], decoder [F, T], b_dec [T]`` and ``skip [T, S]`` where asked for.
+
+        Raises:
+            SpecError: ``d_source`` or ``d_target`` do not name the hook points of the spec in its order.
+        """
+        super().__init__()
+        _require_points(spec, "sources", spec.sources, d_source)
+        _require_points(spec, "targets", spec.target_points, d_target)
+        self.spec = spec
+        self.d_source = dict(d_source)
+        self.d_target = dict(d_target)
+        self.scales = {point: float(scales[point]) for point in {**d_source, **d_target}}
+        self.record: DictionaryRecord | None = None
+        width_source, width_target = sum(d_source.values()), sum(d_target.values())
+
+        def zeros(*shape: int) -> nn.Parameter:
+            return nn.Parameter(torch.zeros(*shape, device=device, dtype=dtype))
+
+        self.encoder = zeros(spec.num_latents, width_source)
+        self.b_enc = zeros(spec.num_latents)
+        self.decoder = zeros(spec.num_latents, width_target)
+        self.b_dec = zeros(width_target)
+        self.skip = zeros(width_target, width_source) if spec.skip else None
+
+    @property
+    def num_latents(self) -> int:
+        """F."""
+        return self.spec.num_latents
+
+    @property
+    def centres_input(self) -> bool:
+        """``b_dec`` is taken off the input: TopK autoencoders (Gao et al. 2024, equation 3), nothing else."""
+        return isinstance(self.spec.activation, TopK) and not self.spec.is_transcoder
+
+    def join_sources(self, acts: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """Raw activations ``hook point -> [B, D]`` of any dtype -> scaled x [B, S] in the dtype of the weights."""
+        return self._join(acts, self.d_source)
+
+    def join_targets(self, acts: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """Raw activations ``hook point -> [B, D]`` of any dtype -> scaled y [B, T] in the dtype of the weights."""
+        return self._join(acts, self.d_target)
+
+    def split_targets(self, y_BT: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Scaled [B, T] -> raw ``hook point -> [B, D]``."""
+        parts = torch.split(y_BT, list(self.d_target.values()), dim=1)
+        return {point: part / self.scales[point] for point, part in zip(self.d_target, parts, strict=True)}
+
+    def centred(self, x_BS: torch.Tensor) -> torch.Tensor:
+        """What the encoder multiplies: z [B, S]."""
+        return x_BS - self.b_dec if self.centres_input else x_BS
+
+    def pre_activations(self, x_BS: torch.Tensor) -> torch.Tensor:
+        """[B, F]."""
+        return torch.addmm(self.b_enc, self.centred(x_BS), self.encoder.T)
+
+    def encode(self, x_BS: torch.Tensor) -> SparseCodes | torch.Tensor:
+        """Scaled x -> ``SparseCodes`` of a TopK dictionary, a dense [B, F] of the others."""
+        pre_BF = self.pre_activations(x_BS)
+        if isinstance(self.spec.activation, TopK):
+            return activations.topk(pre_BF, self.spec.activation.k)
+        return activations.relu(pre_BF)
+
+    def codes_dense(self, x_BS: torch.Tensor) -> torch.Tensor:
+        """Scaled x -> codes [B, F]."""
+        codes = self.encode(x_BS)
+        return codes.dense(self.num_latents) if isinstance(codes, SparseCodes) else codes
+
+    def decode(self, codes: SparseCodes | torch.Tensor, x_BS: torch.Tensor | None = None) -> torch.Tensor:
+        """Codes -> scaled y^ [B, T]. ``x_BS`` is what a skip dictionary adds its linear part from.
+
+        Raises:
+            SpecError: the dictionary has a skip and ``x_BS`` is not given.
+        """
+        if isinstance(codes, SparseCodes):
+            y_BT = nn.functional.embedding_bag(codes.indices, self.decoder, per_sample_weights=codes.values, mode="sum")
+        else:
+            y_BT = codes @ self.decoder
+        y_BT = y_BT + self.b_dec
+        if self.skip is None:
+            return y_BT
+        if x_BS is None:
+            raise SpecError(f"dictionary {self.spec.name!r} has a skip: decode needs the sources too, pass x_BS")
+        return y_BT + x_BS @ self.skip.T
+
+    def forward(self, x_BS: torch.Tensor) -> torch.Tensor:
+        """Scaled x [B, S] -> scaled y^ [B, T]."""
+        return self.decode(self.encode(x_BS), x_BS)
+
+    def reconstruct(self, acts: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Raw activations of the sources -> raw reconstructions of the targets, in the dtype of the weights."""
+        return self.split_targets(self(self.join_sources(acts)))
+
+    def _join(self, acts: Mapping[str, torch.Tensor], widths: Mapping[str, int]) -> torch.Tensor:
+        parts = []
+        for point in widths:
+            if point not in acts:
+                raise HookPointError(
+                    f"dictionary {self.spec.name!r} needs hook point {point!r}, got {sorted(acts)}"
+                    + nearest(point, acts)
+                )
+            parts.append(acts[point].to(device=self.b_dec.device, dtype=self.b_dec.dtype) * self.scales[point])
+        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
+
+
+def _require_points(spec: DictionarySpec, field: str, wanted: list[str], got: Mapping[str, int]) -> None:
+    if list(got) != wanted:
+        raise SpecError(f"dictionary {spec.name!r}: {field} of the spec are {wanted}, the widths given are {dict(got)}")

@@ -1,0 +1,216 @@
+"""The training engine: a store in, dictionaries out, the same on one rank as on many.
+
+Every rank calls ``train`` with the same spec and its own ``World``:
+
+  1. open the store, refuse what does not fit (hook points, memory, an output of another run);
+  2. reuse a finished output, or go on from the last checkpoint, or start; rank 0 reads, the others get it broadcast;
+  3. for each global batch, one step of every dictionary;
+  4. rank 0 logs, writes checkpoints and in the end ``NAME/dictionary.safetensors`` and ``NAME/dictionary.json`` of each
+     dictionary and, last, ``training.json``, which says that the output is complete.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from pipeline.order.feed import FeedState, RowFeed
+from pipeline.store.objects import Objects
+from pipeline.store.reader import Store
+from pipeline.training import memory, result, resume, schedule
+from pipeline.training.checkpoint import Checkpoints, Progress
+from pipeline.training.clock import Clock
+from pipeline.training.identity import identity
+from pipeline.training.tracker import Trackers, open_trackers
+from pipeline.training.trainer import DictionaryTrainer
+from pipeline.training.world import World
+from schemas.errors import HookPointError, nearest
+from schemas.train import TrainSpec
+
+COMPLETE = "training.json"
+
+Report = Callable[[dict[str, Any]], None]
+
+
+def train(
+    spec: TrainSpec,
+    world: World,
+    *,
+    report: Report | None = None,
+    device: torch.device | str = "cpu",
+    num_threads: int | None = None,
+) -> dict[str, Any]:
+    """Train all dictionaries of the spec.
+
+    Args:
+        spec: The job; every rank reaches ``store``, rank 0 reaches ``output``.
+        world: The ranks.
+        report: Called on every rank at every logged step with the record of ``metrics.jsonl`` and ``num_steps``.
+        device: Where weights live and steps run.
+        num_threads: Threads of the compiled loops; None: as many as torch has.
+
+    Returns:
+        ``steps, tokens, seconds, tokens_per_s, reused`` and ``dictionaries``: name -> figures of the last step.
+        Times are this process's and do not count what an earlier, interrupted one did.
+
+    Raises:
+        MismatchError: the output holds a run of another identity.
+        HookPointError: the store lacks a hook point.
+        ResourceError: the dictionaries do not fit into memory.
+        DivergenceError: a loss is not finite; the last checkpoint is kept.
+    """
+    run = _Run(spec, world, torch.device(device))
+    summary = run.finished()
+    return summary or run.train(report, num_threads or torch.get_num_threads())
+
+
+class _Run:
+    """What the phases of one call of ``train`` share."""
+
+    def __init__(self, spec: TrainSpec, world: World, device: torch.device) -> None:
+        self._spec = spec
+        self._world = world
+        self._device = device
+        self._store = Store.open(spec.store)
+        self._points = _hook_points(spec, self._store)
+        self._identity = identity(spec, store_fingerprint=self._store.fingerprint, num_rows=self._store.num_rows)
+        self._checkpoints = Checkpoints(spec.output)
+
+    def finished(self) -> dict[str, Any] | None:
+        """The summary of an output that is complete already, None where there is work to do."""
+        found = torch.zeros(1, dtype=torch.int64, device=self._device)
+        summary: dict[str, Any] = {}
+        outputs = Objects(self._spec.output)
+        if self._world.rank == 0 and outputs.exists(COMPLETE):
+            record = json.loads(outputs.read(COMPLETE))
+            resume.require_same_run(self._identity, record["identity"], self._spec.output)
+            summary = record["summary"]
+            found += 1
+        self._world.broadcast(found)
+        return {**summary, "reused": True} if found.item() else None
+
+    def train(self, report: Report | None, num_threads: int) -> dict[str, Any]:
+        """All steps from the last checkpoint on, and the result."""
+        spec, world = self._spec, self._world
+        memory.require_memory(
+            spec.dictionaries,
+            self._store.hook_points,
+            available=memory.available_bytes(self._device),
+            ranks_per_node=world.ranks_per_node,
+        )
+        trainers = result.start(spec, self._store, self._points, device=self._device, num_threads=num_threads)
+        progress = resume.restore(trainers, self._checkpoints, self._identity, world)
+        feed = RowFeed(
+            self._store,
+            self._points,
+            rows=spec.rows,
+            order=spec.order,
+            batch_rows=spec.batch_rows,
+            rank=world.rank,
+            world_size=world.size,
+        )
+        names = ["jsonl", *spec.trackers] if world.rank == 0 else []
+        trackers = open_trackers(names, spec.output, job=spec.name, step=progress.step)
+        clock = Clock(progress.rows)
+        try:
+            progress = self._steps(feed, trainers, progress, trackers, clock, report)
+        finally:
+            trackers.close()
+        return self._complete(trainers, progress, clock)
+
+    def _steps(
+        self,
+        feed: RowFeed,
+        trainers: list[DictionaryTrainer],
+        progress: Progress,
+        trackers: Trackers,
+        clock: Clock,
+        report: Report | None,
+    ) -> Progress:
+        spec = self._spec
+        num_rows = schedule.total_rows(spec, feed.rows_per_epoch)
+        num_steps = schedule.total_steps(num_rows, feed.rows_per_epoch, spec.batch_rows)
+        batches = feed.iterate(FeedState(progress.epoch, progress.batch))
+        while progress.step < num_steps:
+            batch = next(batches)
+            factor = schedule.learning_rate_factor(spec.schedule, progress.step, num_steps)
+            metrics = {
+                trainer.dictionary.spec.name: trainer.step(
+                    batch.activations,
+                    num_rows=batch.global_rows,
+                    factor=factor,
+                    progress=progress.step / num_steps,
+                    world=self._world,
+                )
+                for trainer in trainers
+            }
+            progress = Progress(
+                step=progress.step + 1,
+                rows=progress.rows + batch.global_rows,
+                epoch=batch.state_after.epoch,
+                batch=batch.state_after.batch,
+                metrics=metrics,
+            )
+            is_last = progress.step == num_steps
+            if is_last or _due(progress.step, spec.log_every_steps):
+                record = self._record(progress, factor, clock)
+                trackers.log(record)
+                if report is not None:
+                    report({**record, "num_steps": num_steps})
+            if is_last or _due(progress.step, spec.checkpoint_every_steps):
+                self._checkpoint(trainers, progress, trackers)
+        return progress
+
+    def _record(self, progress: Progress, factor: float, clock: Clock) -> dict[str, Any]:
+        return {
+            "step": progress.step,
+            "tokens": progress.rows,
+            # The highest of the job's dictionaries; all of them follow the same schedule.
+            "learning_rate": max(d.learning_rate for d in self._spec.dictionaries) * factor,
+            "tokens_per_s": clock.rate(progress.rows),
+            "dictionaries": progress.metrics,
+        }
+
+    def _checkpoint(self, trainers: list[DictionaryTrainer], progress: Progress, trackers: Trackers) -> None:
+        """Metrics first: a resumed run drops lines after its checkpoint, it cannot bring back lines before it."""
+        if self._world.rank == 0:
+            trackers.flush()
+            states = {trainer.dictionary.spec.name: trainer.state() for trainer in trainers}
+            self._checkpoints.write(progress, self._identity, states)
+
+    def _complete(self, trainers: list[DictionaryTrainer], progress: Progress, clock: Clock) -> dict[str, Any]:
+        seconds, rate = clock.total(progress.rows)
+        summary = {
+            "steps": progress.step,
+            "tokens": progress.rows,
+            "seconds": seconds,
+            "tokens_per_s": rate,
+            "reused": False,
+            "dictionaries": progress.metrics,
+        }
+        if self._world.rank == 0:
+            for trainer in trainers:
+                result.write(self._spec, self._store, progress, trainer.dictionary)
+            record = {"format": 1, "identity": self._identity, "summary": summary}
+            Objects(self._spec.output).write(COMPLETE, (json.dumps(record, indent=1) + "\n").encode())
+        self._world.barrier()
+        return summary
+
+
+def _hook_points(spec: TrainSpec, store: Store) -> list[str]:
+    """Every hook point that a dictionary of the spec needs, once, in the order of the spec."""
+    points = dict.fromkeys(point for d in spec.dictionaries for point in [*d.sources, *d.target_points])
+    for point in points:
+        if point not in store.hook_points:
+            raise HookPointError(
+                f"store {spec.store} has no hook point {point!r}{nearest(point, store.hook_points)}; "
+                f"it has {sorted(store.hook_points)}"
+            )
+    return list(points)
+
+
+def _due(step: int, every: int) -> bool:
+    return every > 0 and step % every == 0

@@ -1,0 +1,18 @@
+"""What decides the bytes of a training run: the store and the part of the spec that enters the arithmetic."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from schemas.train import TrainSpec
+
+_NOT_IDENTITY = {
+    "name", "store", "output", "workers", "trackers", "log_every_steps", "checkpoint_every_steps",
+}  # fmt: skip
+# ``store`` is a place; the fingerprint and the number of rows of what lies there stand for it.
+
+
+def identity(spec: TrainSpec, *, store_fingerprint: str, num_rows: int) -> dict[str, Any]:
+    """Facts that two runs must share for one to continue or to reuse the other."""
+    facts = spec.model_dump(mode="json", exclude=_NOT_IDENTITY)
+    return {"spec": facts, "store_fingerprint": store_fingerprint, "num_rows": num_rows}

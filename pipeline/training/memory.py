@@ -1,0 +1,64 @@
+"""What training will take, compared with what the machine has, before anything is allocated."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import psutil
+import torch
+
+from schemas.dictionary import DictionarySpec
+from schemas.errors import ResourceError
+
+# A weight, its gradient and the two moments of Adam, float32 each.
+BYTES_PER_WEIGHT = 4 * (1 + 1 + 2)
+
+
+def num_weights(spec: DictionarySpec, widths: dict[str, int]) -> int:
+    """Trainable numbers of a dictionary; ``widths``: hook point -> d_model."""
+    width_source = sum(widths[point] for point in spec.sources)
+    width_target = sum(widths[point] for point in spec.target_points)
+    skip = width_source * width_target if spec.skip else 0
+    return spec.num_latents * (width_source + width_target + 1) + width_target + skip
+
+
+def required_bytes(specs: list[DictionarySpec], widths: dict[str, int]) -> int:
+    """Weights, gradients and moments of all dictionaries of a job on one rank."""
+    return BYTES_PER_WEIGHT * sum(num_weights(spec, widths) for spec in specs)
+
+
+def available_bytes(device: torch.device) -> int:
+    """Free memory of the device: of the GPU, or of the machine and its container, whichever is less."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    free: int = psutil.virtual_memory().available
+    limit, used = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
+    if limit.exists() and used.exists() and (words := limit.read_text().strip()) != "max":
+        free = min(free, int(words) - int(used.read_text()))
+    return free
+
+
+def require_memory(
+    specs: list[DictionarySpec], widths: dict[str, int], *, available: int, ranks_per_node: int = 1
+) -> None:
+    """Refuse a job that cannot fit.
+
+    Raises:
+        ResourceError: with what each dictionary takes, the sum and what there is.
+    """
+    required = required_bytes(specs, widths) * ranks_per_node
+    if required <= available:
+        return
+    lines = [
+        f"  {spec.name}: {spec.num_latents:,} latents, {num_weights(spec, widths):,} weights, "
+        f"{_gib(required_bytes([spec], widths))} with gradient and Adam's moments"
+        for spec in specs
+    ]
+    raise ResourceError(
+        f"training needs {_gib(required)} of memory ({ranks_per_node} ranks on this machine), {_gib(available)} are "
+        "available:\n" + "\n".join(lines) + "\nask for fewer latents, fewer dictionaries in one job, or fewer ranks"
+    )
+
+
+def _gib(size_bytes: int) -> str:
+    return f"{size_bytes / 2**30:.2f} GiB"

@@ -1,0 +1,64 @@
+"""The two ends of a training run: dictionaries as they start, and the folders that hold them when they are done."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from importlib import metadata
+
+import torch
+
+from pipeline.dictionaries import initialise
+from pipeline.dictionaries.dictionary import Dictionary
+from pipeline.dictionaries.folder import save_dictionary
+from pipeline.order.feed import scales
+from pipeline.store.reader import Store
+from pipeline.training import kernels
+from pipeline.training.checkpoint import Progress
+from pipeline.training.trainer import DictionaryTrainer
+from schemas.dictionary import DictionaryRecord
+from schemas.train import TrainSpec
+
+_PACKAGES = ("headworks", "torch", "numpy", "ray")
+
+
+def start(
+    spec: TrainSpec, store: Store, points: Sequence[str], *, device: torch.device, num_threads: int
+) -> list[DictionaryTrainer]:
+    """A trainer for each dictionary of the spec, at step 0."""
+    factors = scales(store, points, spec.normalise)
+    means = {point: torch.tensor(store.statistics[point].mean, dtype=torch.float64) for point in points}
+    chosen = kernels.choose(device, torch.float32, num_threads)
+    trainers = []
+    for wanted in spec.dictionaries:
+        d_source = {point: store.hook_points[point] for point in wanted.sources}
+        d_target = {point: store.hook_points[point] for point in wanted.target_points}
+        dictionary = Dictionary(wanted, d_source, d_target, factors, device=device)
+        initialise.fill(dictionary, means)
+        trainers.append(DictionaryTrainer(dictionary, chosen, max_gradient_norm=spec.max_gradient_norm))
+    return trainers
+
+
+def write(spec: TrainSpec, store: Store, progress: Progress, dictionary: Dictionary) -> DictionaryRecord:
+    """``OUTPUT/NAME/dictionary.safetensors`` and ``dictionary.json`` with the whole provenance."""
+    name = dictionary.spec.name
+    record = DictionaryRecord(
+        spec=dictionary.spec,
+        d_source=dictionary.d_source,
+        d_target=dictionary.d_target,
+        scales=dictionary.scales,
+        store_fingerprint=store.fingerprint,
+        table_fingerprint=store.table_fingerprint,
+        model=store.record.identity.get("model", {}),
+        train_spec=spec.model_dump(mode="json"),
+        steps=progress.step,
+        tokens=progress.rows,
+        metrics=progress.metrics[name],
+        versions=_versions(),
+    )
+    return save_dictionary(f"{spec.output.rstrip('/')}/{name}", dictionary, record)
+
+
+def _versions() -> dict[str, str]:
+    """Versions of what computed the result; a package that is not installed took no part."""
+    installed = {distribution.name.lower() for distribution in metadata.distributions() if distribution.name}
+    return {package: metadata.version(package) for package in _PACKAGES if package in installed}

@@ -1,0 +1,39 @@
+"""What a batch adds up to over all ranks: one float64 vector, one collective.
+
+Everything that decides a step (normalisers, dead latents) comes from these sums over the whole global batch, never
+from a rank's share, so N ranks take the step that one rank takes.
+
+Letters: F latents, T summed width of the targets.
+"""
+
+from __future__ import annotations
+
+import torch
+
+_NUM_SCALARS = 5
+
+
+class BatchTotals:
+    """Sums over rows; all fields are views of ``flat``."""
+
+    def __init__(self, width_target: int, num_latents: int, device: torch.device) -> None:
+        self.flat = torch.zeros(_NUM_SCALARS + width_target + num_latents, dtype=torch.float64, device=device)
+        scalars, self.target_sum, self.fired = self.flat.split([_NUM_SCALARS, width_target, num_latents])
+        self.error, self.auxiliary, self.penalty, self.num_active, self.target_square = scalars.unbind()
+        # error: squared error of the reconstruction; auxiliary: squared error of the AuxK reconstruction;
+        # penalty: sparsity term before its coefficient; num_active: active latents; target_square: squared norms of y;
+        # target_sum [T]: y; fired [F]: rows in which a latent was active.
+
+    def clear(self) -> None:
+        """Back to zero for the next batch."""
+        self.flat.zero_()
+
+    def add_targets(self, y_BT: torch.Tensor) -> None:
+        """Add the rows' contribution to the variance."""
+        self.target_sum += y_BT.sum(0, dtype=torch.float64)
+        self.target_square += torch.linalg.vecdot(y_BT, y_BT).sum(dtype=torch.float64)
+
+    def variance(self, num_rows: int) -> float:
+        """sum ||y - mean y||^2 over the global batch; only meaningful after the reduction. At least 1e-12."""
+        centre = float(self.target_sum.square().sum()) / num_rows
+        return max(float(self.target_square) - centre, 1e-12)

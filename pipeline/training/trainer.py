@@ -1,0 +1,154 @@
+"""One dictionary in training: weights, gradients, Adam, dead-latent counters, and the step that moves them.
+
+A step, on every rank:
+  1. the rank's rows, in blocks of bounded size, add gradients of sums and ``BatchTotals``;
+  2. both are summed over the ranks;
+  3. division by the global normaliser, constraint, clipping, Adam, constraint;
+  4. counters of dead latents advance by the rows of the global batch.
+
+Letters: B rows of this rank, F latents, S and T widths of sources and targets.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import torch
+
+from pipeline.dictionaries.dictionary import Dictionary
+from pipeline.training.kernels import Kernels
+from pipeline.training.objective import Objective
+from pipeline.training.parameters import flat_gradients
+from pipeline.training.relu_l1 import ReluL1Objective
+from pipeline.training.topk import TopKObjective
+from pipeline.training.totals import BatchTotals
+from pipeline.training.world import World
+from schemas.dictionary import TopK
+from schemas.errors import DivergenceError
+
+BLOCK_ELEMENTS = 2**23
+"""Pre-activations that exist at one time: 32 MiB in float32, whatever the batch and the dictionary."""
+
+_BETAS = (0.9, 0.999)
+_EPSILON = 6.25e-10  # Gao et al. 2024, appendix A.2: gradients of a normalised loss are small
+
+
+class DictionaryTrainer:
+    """Owns the dictionary until training ends."""
+
+    def __init__(self, dictionary: Dictionary, kernels: Kernels, *, max_gradient_norm: float) -> None:
+        self.dictionary = dictionary
+        self.num_steps = 0
+        self._max_gradient_norm = max_gradient_norm
+        self._objective = _objective(dictionary, kernels)
+        self._gradients = flat_gradients(dictionary)
+        device = dictionary.b_dec.device
+        self._totals = BatchTotals(len(dictionary.b_dec), dictionary.num_latents, device)
+        self.rows_since_fired = torch.zeros(dictionary.num_latents, dtype=torch.int64, device=device)
+        self._adam = torch.optim.Adam(
+            dictionary.parameters(), lr=dictionary.spec.learning_rate, betas=_BETAS, eps=_EPSILON, fused=True
+        )
+        for parameter in dictionary.parameters():
+            self._adam.state[parameter] = {
+                "step": torch.zeros((), dtype=torch.float32, device=device),
+                "exp_avg": torch.zeros_like(parameter),
+                "exp_avg_sq": torch.zeros_like(parameter),
+            }
+
+    def step(
+        self, acts: Mapping[str, torch.Tensor], *, num_rows: int, factor: float, progress: float, world: World
+    ) -> dict[str, float]:
+        """Take one step and return its figures, equal on all ranks.
+
+        Args:
+            acts: Raw activations of this rank's share, hook point -> [B, D]; B may be 0.
+            num_rows: Rows of the global batch.
+            factor: What the peak learning rate is multiplied by.
+            progress: Share of the run that is behind, for sparsity schedules.
+            world: The ranks.
+
+        Raises:
+            DivergenceError: loss or gradient is not finite; the weights are as before the step.
+        """
+        dead_F = self.rows_since_fired >= self._objective.dead_after_tokens
+        self._accumulate(acts, dead_F, progress)
+        world.all_reduce_sum(self._gradients)
+        world.all_reduce_sum(self._totals.flat)
+        normaliser = self._objective.normaliser(self._totals, num_rows)
+        metrics = self._measure(normaliser, num_rows, dead_F, progress)
+        metrics["grad_norm"] = self._finish_gradients(normaliser)
+        self._require_finite(metrics)
+        self._update(factor)
+        self.rows_since_fired += num_rows
+        self.rows_since_fired[self._totals.fired > 0] = 0
+        self.num_steps += 1
+        return metrics
+
+    def state(self) -> dict[str, torch.Tensor]:
+        """Everything that the next step depends on but ``num_steps``; tensors are the live ones, not copies."""
+        tensors = {"rows_since_fired": self.rows_since_fired}
+        for name, parameter in self.dictionary.named_parameters():
+            moments = self._adam.state[parameter]
+            tensors[f"weights.{name}"] = parameter.detach()
+            tensors[f"exp_avg.{name}"] = moments["exp_avg"]
+            tensors[f"exp_avg_sq.{name}"] = moments["exp_avg_sq"]
+        return tensors
+
+    def restore(self, num_steps: int) -> None:
+        """Set the step counts after the tensors of ``state`` were overwritten."""
+        self.num_steps = num_steps
+        for moments in self._adam.state.values():
+            moments["step"].fill_(num_steps)
+
+    def _accumulate(self, acts: Mapping[str, torch.Tensor], dead_F: torch.Tensor, progress: float) -> None:
+        self._gradients.zero_()
+        self._totals.clear()
+        x_BS = self.dictionary.join_sources(acts)
+        y_BT = self.dictionary.join_targets(acts) if self.dictionary.spec.is_transcoder else x_BS
+        self._totals.add_targets(y_BT)
+        block_rows = max(1, BLOCK_ELEMENTS // self.dictionary.num_latents)
+        for first in range(0, len(x_BS), block_rows):
+            rows = slice(first, first + block_rows)
+            self._objective.accumulate(x_BS[rows], y_BT[rows], dead_F, self._totals, progress)
+
+    def _measure(self, normaliser: float, num_rows: int, dead_F: torch.Tensor, progress: float) -> dict[str, float]:
+        totals = self._totals
+        return {
+            "loss": self._objective.loss_sum(totals, progress) / normaliser,
+            "fvu": float(totals.error) / totals.variance(num_rows),
+            "l0": float(totals.num_active) / num_rows,
+            "dead_share": float(dead_F.double().mean()),
+            "aux_loss": float(totals.auxiliary) / normaliser,
+        }
+
+    def _finish_gradients(self, normaliser: float) -> float:
+        """Sums to means, constraint, clipping; returns the norm before clipping."""
+        self._gradients.div_(normaliser)
+        self._objective.complete_gradients()
+        norm = float(torch.linalg.vector_norm(self._gradients))
+        if 0 < self._max_gradient_norm < norm:
+            self._gradients.mul_(self._max_gradient_norm / norm)
+        return norm
+
+    def _update(self, factor: float) -> None:
+        for group in self._adam.param_groups:
+            group["lr"] = self.dictionary.spec.learning_rate * factor
+        self._adam.step()
+        self._objective.project_weights()
+
+    def _require_finite(self, metrics: Mapping[str, float]) -> None:
+        bad = {name: value for name, value in metrics.items() if not math.isfinite(value)}
+        if bad:
+            raise DivergenceError(
+                f"step {self.num_steps + 1} of dictionary {self.dictionary.spec.name!r}: {bad} must be finite; "
+                "the last checkpoint is kept. Lower learning_rate, raise schedule.warmup_fraction, or look for "
+                "NaN in the store (num_nan and num_inf of its statistics)"
+            )
+
+
+def _objective(dictionary: Dictionary, kernels: Kernels) -> Objective:
+    activation = dictionary.spec.activation
+    if isinstance(activation, TopK):
+        return TopKObjective(dictionary, activation, kernels)
+    return ReluL1Objective(dictionary, activation)

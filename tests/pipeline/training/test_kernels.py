@@ -1,0 +1,116 @@
+"""Compiled loops and plain torch against autograd of the same expression."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from pipeline.dictionaries.codes import SparseCodes
+from pipeline.training.compiled import CompiledKernels
+from pipeline.training.kernels import Kernels, TorchKernels, choose
+
+B, F, K, S, T = 37, 50, 5, 12, 9
+
+
+@pytest.fixture(params=["torch", "compiled-1", "compiled-3"])
+def kernels(request: pytest.FixtureRequest) -> Kernels:
+    kind, _, threads = request.param.partition("-")
+    return TorchKernels() if kind == "torch" else CompiledKernels(int(threads))
+
+
+def problem(seed: int = 0) -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw(*shape: int) -> torch.Tensor:
+        return torch.randn(shape, generator=generator)
+
+    pre = draw(B, F) - 1.0  # so that some of the k largest are negative: inactive slots
+    values, indices = torch.topk(pre, K, dim=1)
+    return {
+        "values": values.relu(),
+        "indices": indices,
+        "table": draw(F, T),
+        "grad": draw(B, T),
+        "inputs": draw(B, S),
+    }
+
+
+def test_decode_adds_the_rows_of_active_latents(kernels: Kernels) -> None:
+    p = problem()
+    codes = SparseCodes(p["values"], p["indices"])
+    out = torch.ones(B, T)
+    kernels.decode(codes, p["table"], out)
+    torch.testing.assert_close(out, 1 + codes.dense(F) @ p["table"], rtol=1e-5, atol=1e-5)
+
+
+def test_gradients_are_those_of_autograd(kernels: Kernels) -> None:
+    p = problem(1)
+    assert (p["values"] == 0).any()
+    table = p["table"].clone().requires_grad_()
+    encoder = torch.randn(F, S, generator=torch.Generator().manual_seed(2)).requires_grad_()
+    bias = torch.zeros(F, requires_grad=True)
+    pre = p["inputs"] @ encoder.T + bias
+    values, indices = torch.topk(pre - 1.5, K, dim=1)
+    values = values.relu()
+    ((values[:, :, None] * table[indices]).sum(1) * p["grad"]).sum().backward()
+
+    codes = SparseCodes(values.detach(), indices)
+    got = {"decoder_grad": torch.zeros(F, T), "encoder_grad": torch.zeros(F, S), "b_enc_grad": torch.zeros(F)}
+    code_grad = kernels.code_gradient(codes, p["table"], p["grad"])
+    kernels.add_weight_gradients(codes, code_grad, p["grad"], p["inputs"], **got)
+    for name, parameter in (("decoder_grad", table), ("encoder_grad", encoder), ("b_enc_grad", bias)):
+        torch.testing.assert_close(got[name], parameter.grad, rtol=1e-5, atol=1e-5)
+
+
+def test_weight_gradients_add_to_what_is_there(kernels: Kernels) -> None:
+    p = problem(3)
+    codes = SparseCodes(p["values"], p["indices"])
+    code_grad = kernels.code_gradient(codes, p["table"], p["grad"])
+    once, twice = torch.zeros(F, T), torch.zeros(F, T)
+    for target, repeats in ((once, 1), (twice, 2)):
+        for _ in range(repeats):
+            kernels.add_weight_gradients(
+                codes, code_grad, p["grad"], p["inputs"],
+                decoder_grad=target, encoder_grad=torch.zeros(F, S), b_enc_grad=torch.zeros(F),
+            )  # fmt: skip
+    torch.testing.assert_close(twice, 2 * once)
+
+
+def test_no_rows_is_no_work(kernels: Kernels) -> None:
+    codes = SparseCodes(torch.zeros(0, K), torch.zeros(0, K, dtype=torch.int64))
+    kernels.decode(codes, torch.ones(F, T), torch.zeros(0, T))
+    code_grad = kernels.code_gradient(codes, torch.ones(F, T), torch.zeros(0, T))
+    total = torch.zeros(F, T)
+    kernels.add_weight_gradients(
+        codes, code_grad, torch.zeros(0, T), torch.zeros(0, S),
+        decoder_grad=total, encoder_grad=torch.zeros(F, S), b_enc_grad=torch.zeros(F),
+    )  # fmt: skip
+    assert not total.any()
+
+
+def test_results_do_not_depend_on_the_number_of_threads() -> None:
+    p = problem(4)
+    codes = SparseCodes(p["values"], p["indices"])
+    seen = []
+    for threads in (1, 4):
+        kernels = CompiledKernels(threads)
+        gradients = [torch.zeros(F, T), torch.zeros(F, S), torch.zeros(F)]
+        code_grad = kernels.code_gradient(codes, p["table"], p["grad"])
+        kernels.add_weight_gradients(
+            codes, code_grad, p["grad"], p["inputs"],
+            decoder_grad=gradients[0], encoder_grad=gradients[1], b_enc_grad=gradients[2],
+        )  # fmt: skip
+        seen.append(gradients)
+    assert all(torch.equal(one, other) for one, other in zip(*seen, strict=True))
+
+
+def test_nan_is_not_hidden() -> None:
+    codes = SparseCodes(torch.ones(1, 1), torch.zeros(1, 1, dtype=torch.int64))
+    out = torch.zeros(1, T)
+    CompiledKernels(1).decode(codes, torch.full((F, T), float("nan")), out)
+    assert out.isnan().all()
+
+
+def test_the_choice_follows_device_and_dtype() -> None:
+    assert isinstance(choose(torch.device("cpu"), torch.float32, 1), CompiledKernels)
+    assert isinstance(choose(torch.device("cpu"), torch.float64, 1), TorchKernels)
