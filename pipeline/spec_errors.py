@@ -1,0 +1,111 @@
+"""pydantic's validation errors in the words of the file: full field path, what was expected, what was there."""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Sequence
+from typing import Annotated, Any, Union, get_args, get_origin
+
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
+
+from schemas.errors import nearest
+from schemas.pipeline import AnyJob
+
+_SHOWN_CHARACTERS = 80
+_MOVED = {"value_error", "assertion_error"}
+
+
+def explained(error: ValidationError) -> list[str]:
+    """One line for each wrong field of a job spec, in the order of the fields."""
+    return [_line(details) for details in error.errors(include_url=False)]
+
+
+def _line(details: ErrorDetails) -> str:
+    path, owner = locate(details["loc"])
+    said = _said(details, owner)
+    return f"{path}: {said}" if path else said
+
+
+def locate(loc: Sequence[int | str]) -> tuple[str, type[BaseModel] | None]:
+    """``(field path as in the file, the spec that has or lacks the last field)`` of a pydantic location.
+
+    pydantic puts the tag of a discriminated union into the location; following the types tells tags from fields.
+    """
+    here: Any = AnyJob
+    path, owner = "", None
+    for step in loc:
+        specs = _specs(here)
+        if len(specs) > 1:
+            here = next((spec for spec in specs if step in _tags(spec)), Any)
+            continue
+        owner = specs[0] if specs else None
+        path += f"[{step}]" if isinstance(step, int) else f".{step}"
+        here = _inside(here, owner, step)
+    return path.removeprefix("."), owner
+
+
+def _specs(annotation: Any) -> list[type[BaseModel]]:
+    """The spec classes that a value of this annotation may be."""
+    origin = get_origin(annotation)
+    if origin is Annotated:
+        return _specs(get_args(annotation)[0])
+    if origin in {Union, types.UnionType}:
+        return [spec for member in get_args(annotation) for spec in _specs(member)]
+    return [annotation] if isinstance(annotation, type) and issubclass(annotation, BaseModel) else []
+
+
+def _tags(spec: type[BaseModel]) -> set[Any]:
+    return {field.default for name, field in spec.model_fields.items() if name in {"kind", "format"}}
+
+
+def _inside(annotation: Any, owner: type[BaseModel] | None, step: int | str) -> Any:
+    if owner is not None:
+        field = owner.model_fields.get(str(step))
+        return field.annotation if field else Any
+    while get_origin(annotation) is Annotated:
+        annotation = get_args(annotation)[0]
+    arguments = get_args(annotation)
+    return arguments[-1] if get_origin(annotation) in {list, dict} and arguments else Any
+
+
+def _said(details: ErrorDetails, owner: type[BaseModel] | None) -> str:
+    kind, given = details["type"], details["input"]
+    fields = list(owner.model_fields) if owner else []
+    if kind == "extra_forbidden":
+        name = str(details["loc"][-1])
+        return "unknown field" + (nearest(name, fields) or f"; expected one of {', '.join(fields)}")
+    if kind == "missing":
+        field = owner.model_fields.get(str(details["loc"][-1])) if owner else None
+        return f"required, but not given ({field.description})" if field and field.description else "required"
+    if kind in {"union_tag_not_found", "union_tag_invalid", "literal_error"}:
+        return _choice(details)
+    return f"{_message(details)}{'' if kind in _MOVED else f', got {shown(given)}'}"
+
+
+def _choice(details: ErrorDetails) -> str:
+    context, given = details.get("ctx", {}), details["input"]
+    if details["type"] == "literal_error":
+        expected = str(context["expected"])
+        field = ""
+    else:
+        name = str(context["discriminator"]).strip("'")
+        expected, field = str(context.get("expected_tags", "")), f"{name}: "
+        if details["type"] == "union_tag_not_found":
+            return f"required field {name!r} is not given"
+        given = context["tag"]
+    known = [word.strip().strip("'") for word in expected.replace(" or ", ", ").split(",")]
+    return f"{field}expected {expected}, got {shown(given)}{nearest(str(given), known)}"
+
+
+def _message(details: ErrorDetails) -> str:
+    message = details["msg"].removeprefix("Value error, ").removeprefix("Assertion failed, ")
+    if message.startswith("Input should "):
+        message = "should " + message.removeprefix("Input should ")
+    return message
+
+
+def shown(value: Any) -> str:
+    """``repr`` cut to a length that leaves a message readable."""
+    text = repr(value)
+    return text if len(text) <= _SHOWN_CHARACTERS else text[: _SHOWN_CHARACTERS - 3] + "..."
