@@ -1,0 +1,1 @@
+"""Networks: where they are, how they are loaded, where they are tapped, and forwards that stop early or are spliced."""

@@ -1,0 +1,219 @@
+"""Forwards that stop early: reads token ids, yields the activations at hook points.
+
+Shapes: B batch rows, L context length, D width at a hook point.
+
+1. Blocks behind the last wanted one are cut off a shallow copy of the backbone; the loaded network stays whole.
+2. A probe of a few tokens finds the widths, checks the residual sums that the names promise, finds points that the
+   network overwrites in place, and whether padding could change the rows before it.
+3. ``run`` taps the points and leaves the forward by an exception as soon as the last one is reached; what comes behind
+   it in its block, the final norm and the head never run.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, suppress
+
+import torch
+from torch import Tensor, nn
+
+from pipeline.models.hooks import HookSite, block_sites, find_blocks, resolve, tap
+from pipeline.models.load import LoadedModel
+from schemas.errors import HookPointError
+
+_PROBE_IDS = ((0, 0), (0, 1))
+# Above the rounding of matrix products of another batch shape, far below what another token does to a row.
+_SAME_RELATIVE = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 3e-2}
+
+
+class _AllCapturedError(Exception):
+    """Leaves a forward whose remaining layers nobody asked for."""
+
+
+class ActivationForward:
+    """Runs a network up to the last wanted hook point. Keeps ``loaded``'s layers, not ``loaded`` itself.
+
+    Raises:
+        HookPointError: an unknown hook point; one that gives no ``[B, L, D]`` tensor; a block that does not add up as
+            its structure says.
+    """
+
+    def __init__(self, loaded: LoadedModel, hook_points: Sequence[str]) -> None:
+        assert hook_points, "at least one hook point"
+        self._sites = resolve(loaded.backbone, list(dict.fromkeys(hook_points)))
+        self._network = cut_after(loaded.backbone, self._sites)
+        self._device = loaded.device
+        self._takes_mask = loaded.spec.kind != "module"
+        self._mutated: set[str] = set()
+        self._tolerance = _SAME_RELATIVE[loaded.dtype]
+        probe = self._probe()
+        self.widths: dict[str, int] = {name: tensor.shape[2] for name, tensor in probe.items()}
+        """Width D of each hook point, in the order asked for."""
+        self._padding_safe = loaded.spec.kind != "masked_lm" and all(map(self._causal, probe.values()))
+        _check_sums(self._network, self._sites, self._run_network, self._device, self._tolerance)
+
+    @torch.no_grad()
+    def run(self, token_ids: Tensor, lengths: Tensor) -> dict[str, Tensor]:
+        """Activations ``[B, L, D]`` at each hook point, on the model's device and in its dtype; the caller owns them.
+
+        ``token_ids`` int64 ``[B, L]`` padded on the right with any token, ``lengths`` int64 ``[B]``. Rows behind a
+        context's length hold nothing of use.
+        """
+        assert token_ids.ndim == 2
+        assert lengths.shape == token_ids.shape[:1]
+        token_ids = token_ids.to(self._device)
+        if self._padding_safe or bool((lengths == token_ids.shape[1]).all()):
+            return self._captured(token_ids, None)
+        if self._takes_mask:
+            steps = torch.arange(token_ids.shape[1], device=self._device)
+            return self._captured(token_ids, (steps < lengths.to(self._device)[:, None]).long())
+        return self._by_length(token_ids, lengths)
+
+    def _by_length(self, token_ids: Tensor, lengths: Tensor) -> dict[str, Tensor]:
+        """A module that takes no mask and looks ahead sees only contexts of one length at a time, unpadded."""
+        batch, context = token_ids.shape
+        whole: dict[str, Tensor] = {}
+        for length in sorted(set(lengths.tolist())):
+            rows = (lengths == length).nonzero().squeeze(1).to(self._device)
+            for name, tensor in self._captured(token_ids[rows, :length], None).items():
+                if name not in whole:
+                    whole[name] = tensor.new_zeros((batch, context, tensor.shape[2]))
+                whole[name][rows, :length] = tensor
+        return whole
+
+    def _captured(self, token_ids: Tensor, mask: Tensor | None) -> dict[str, Tensor]:
+        """One forward; a second one with copies if the network wrote into a captured tensor after it was taken."""
+        captured, mutated = capture(lambda: self._run_network(token_ids, mask), self._sites, copied=self._mutated)
+        if mutated:
+            self._mutated |= mutated
+            captured, mutated = capture(lambda: self._run_network(token_ids, mask), self._sites, copied=self._mutated)
+            assert not mutated
+        return captured
+
+    def _run_network(self, token_ids: Tensor, mask: Tensor | None) -> None:
+        run_backbone(self._network, token_ids, mask, takes_mask=self._takes_mask)
+
+    @torch.no_grad()
+    def _probe(self) -> dict[str, Tensor]:
+        token_ids = torch.tensor(_PROBE_IDS, device=self._device)
+        captured = self._captured(token_ids, None)
+        for site in self._sites:
+            shape = tuple(captured[site.name].shape) if site.name in captured else None
+            if shape is None:
+                raise HookPointError(f"hook point {site.name!r} is never reached by the forward of the model")
+            if len(shape) != 3 or shape[:2] != tuple(token_ids.shape) or not captured[site.name].is_floating_point():
+                raise HookPointError(
+                    f"hook point {site.name!r} gives a tensor of shape {list(shape)} for token ids of shape "
+                    f"{list(token_ids.shape)}; activations are collected as [batch, context, width]"
+                )
+        return captured
+
+    def _causal(self, tensor: Tensor) -> bool:
+        """Both probes begin alike and end unlike: are the first rows alike?"""
+        return _close(tensor[1, 0], tensor[0, 0], self._tolerance)
+
+
+def run_backbone(network: nn.Module, token_ids: Tensor, mask: Tensor | None, *, takes_mask: bool) -> object:
+    """Call a network; a plain module gets the token ids alone. ``mask`` int64 ``[B, L]``, None for all ones.
+
+    All ones are said rather than left out: transformers drops such a mask itself and takes the fast attention path, and
+    does not warn of padding where a context happens to begin or end with the padding token.
+    """
+    if not takes_mask:
+        return network(token_ids)
+    mask = torch.ones_like(token_ids) if mask is None else mask
+    return network(input_ids=token_ids, attention_mask=mask, use_cache=False)
+
+
+def capture(
+    run: Callable[[], object], sites: Sequence[HookSite], *, copied: set[str]
+) -> tuple[dict[str, Tensor], set[str]]:
+    """Run until each site was passed once; the tensors in the order of ``sites``, and those overwritten since.
+
+    Tensors named in ``copied`` are cloned, the others are the network's own. A site that is passed more than once gives
+    its first tensor.
+    """
+    found: dict[str, tuple[Tensor, int]] = {}
+
+    def keep_as(name: str) -> Callable[[Tensor], None]:
+        def keep(tensor: Tensor) -> None:
+            if name not in found:
+                kept = tensor.clone() if name in copied else tensor
+                found[name] = (kept, kept._version)
+            if len(found) == len(sites):
+                raise _AllCapturedError
+
+        return keep
+
+    with ExitStack() as stack:
+        for site in sites:
+            stack.callback(tap(site, keep_as(site.name)).remove)
+        with suppress(_AllCapturedError):
+            run()
+    mutated = {name for name, (tensor, version) in found.items() if tensor._version != version}
+    return {site.name: found[site.name][0] for site in sites if site.name in found}, mutated
+
+
+def cut_after(backbone: nn.Module, sites: Sequence[HookSite]) -> nn.Module:
+    """The backbone without the blocks behind the last site; itself where a site lies outside of the blocks.
+
+    Only the modules on the way to the list of blocks are copied, shallowly; all weights are shared.
+    """
+    blocks = find_blocks(backbone)
+    wanted = [site.layer for site in sites if site.layer is not None]
+    if blocks is None or len(wanted) < len(sites):
+        return backbone
+    return with_layers(backbone, blocks.path, list(blocks.layers)[: max(wanted) + 1])
+
+
+def with_layers(backbone: nn.Module, path: str, layers: Sequence[nn.Module]) -> nn.Module:
+    """A shallow copy of the backbone whose list of blocks at ``path`` is ``layers``."""
+    root = shallow_copy(backbone)
+    parent = root
+    *above, last = path.split(".")
+    for name in above:
+        child = shallow_copy(parent.get_submodule(name))
+        parent._modules[name] = child
+        parent = child
+    parent._modules[last] = nn.ModuleList(layers)
+    return root
+
+
+def shallow_copy(module: nn.Module) -> nn.Module:
+    """The same parameters, buffers and children, but an own table of children."""
+    twin = copy.copy(module)
+    twin._modules = dict(module._modules)
+    return twin
+
+
+@torch.no_grad()
+def _check_sums(
+    network: nn.Module,
+    sites: Sequence[HookSite],
+    run_network: Callable[[Tensor, Tensor | None], object],
+    device: torch.device,
+    tolerance: float,
+) -> None:
+    """Hold every block that a ``blocks.*`` name points into to the sums of its family.
+
+    A structure is recognised by the names of its children; a block that has the names but scales its branches, say,
+    would give activations that are not what the hook names mean.
+    """
+    token_ids = torch.tensor(_PROBE_IDS, device=device)
+    named = sorted({site.layer for site in sites if site.layer is not None and site.name.startswith("blocks.")})
+    for layer in named:
+        family, all_sites = block_sites(network, layer)
+        captured, _ = capture(lambda: run_network(token_ids, None), all_sites, copied={site.name for site in all_sites})
+        points = {name.rpartition(".")[2]: tensor for name, tensor in captured.items()}
+        for total, *terms in family.sums:
+            if not _close(sum(points[term].float() for term in terms), points[total], tolerance):  # type: ignore[arg-type]
+                raise HookPointError(
+                    f"block {layer} of {type(network).__name__} is built like {family.name}, but its {total} is not "
+                    f"{' + '.join(terms)}, so hook names would mislead; use module:<path>:in|out"
+                )
+
+
+def _close(ours: Tensor, theirs: Tensor, tolerance: float) -> bool:
+    difference = (ours.float() - theirs.float()).norm()
+    return bool(difference <= tolerance * theirs.float().norm())

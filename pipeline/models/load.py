@@ -1,0 +1,214 @@
+"""Loading a network: reads a ``ModelSpec``, yields a module in evaluation mode and its identity.
+
+1. The path is located and the spec checked; memory is compared with the size of the weights.
+2. Transformers builds the network with its head and loads the weights; a weight that the files lack is an error, never
+   a random number. GGUF files are dequantised through a cache (``gguf.py``).
+3. Without ``with_head`` only the backbone is kept, and the memory of the head is freed.
+"""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from pipeline.models.gguf import converted_folder, keep_converted, parsed_once
+from pipeline.models.hooks import find_blocks
+from pipeline.models.hub import resolve_commit
+from pipeline.models.identity import check_spec, identity_of, model_identity, state_digest
+from pipeline.models.location import ModelLocation
+from pipeline.models.memory import require_memory
+from pipeline.models.precision import resolve_device, resolve_dtype
+from pipeline.models.quiet import quiet_loading
+from schemas.errors import HeadworksError, ModelError, ResourceError
+from schemas.model import ModelSpec
+
+__all__ = ["LoadedModel", "load_model", "model_identity", "resolve_dtype"]
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A network ready to run; it never trains."""
+
+    module: nn.Module
+    """The backbone, or the backbone within its language modelling head if ``with_head`` was asked for."""
+    spec: ModelSpec
+    dtype: torch.dtype
+    device: torch.device
+    identity: dict[str, Any]
+    """What ``model_identity`` says of the spec, from the same files."""
+    d_model: int
+    """Width of the residual stream; 0 for a ``module`` that does not say."""
+    num_layers: int
+    """Blocks of a known structure; 0 where there are none."""
+
+    @property
+    def backbone(self) -> nn.Module:
+        """The network without its head."""
+        return backbone_of(self.module)
+
+
+def load_model(spec: ModelSpec, *, with_head: bool = False) -> LoadedModel:
+    """Load, in evaluation mode and without gradients, onto the device of ``spec``.
+
+    Raises:
+        MissingError: the model is not there.
+        ModelError: it cannot be loaded as the spec says.
+        ResourceError: it does not fit into memory.
+    """
+    location = check_spec(spec)
+    if with_head and spec.kind == "module":
+        raise ModelError(f"model {spec.path!r} is of kind 'module' and has no head; cross-entropy needs causal_lm")
+    dtype, device = torch_dtype(spec), resolve_device(spec)
+    require_memory(location, dtype, device)
+    if location.kind == "python":
+        module = build_module(spec, location)
+        identity = identity_of(spec, location, weights=state_digest(module))
+        _require_kind(module, spec)
+        _convert_state(module, dtype)
+    else:
+        identity = model_identity(spec)
+        module = _load_pretrained(spec, location, identity, with_head=with_head)
+    module = module if with_head else backbone_of(module)
+    module = _place(module.eval().requires_grad_(False), device)
+    blocks = find_blocks(module)
+    return LoadedModel(
+        module=module, spec=spec, dtype=dtype, device=device, identity=identity,
+        d_model=int(getattr(getattr(module, "config", None), "hidden_size", 0)),
+        num_layers=len(blocks.layers) if blocks else 0,
+    )  # fmt: skip
+
+
+def torch_dtype(spec: ModelSpec) -> torch.dtype:
+    """The resolved compute precision as torch names it."""
+    dtype = getattr(torch, resolve_dtype(spec))
+    assert isinstance(dtype, torch.dtype)
+    return dtype
+
+
+def backbone_of(module: nn.Module) -> nn.Module:
+    """The module below the head of a transformers model; any other module is its own backbone."""
+    from transformers import PreTrainedModel
+
+    if not isinstance(module, PreTrainedModel):
+        return module
+    backbone: nn.Module = module.base_model
+    return backbone
+
+
+def build_module(spec: ModelSpec, location: ModelLocation) -> nn.Module:
+    """Call an allowed ``python:`` callable with the arguments of the spec.
+
+    Raises:
+        ModelError: it cannot be imported, it fails, or it returns no ``torch.nn.Module``.
+    """
+    module_name, _, attribute = location.path.rpartition(".")
+    try:
+        build = getattr(importlib.import_module(module_name), attribute)
+    except (ImportError, AttributeError) as error:
+        raise ModelError(f"model path {spec.path!r} cannot be imported: {error}") from error
+    try:
+        module = build(**spec.arguments)
+    except HeadworksError:
+        raise
+    except Exception as error:  # whatever the user's code raises, the message names that code
+        raise ModelError(
+            f"{spec.path!r} called with {spec.arguments} failed: {type(error).__name__}: {error}"
+        ) from error
+    if not isinstance(module, nn.Module):
+        raise ModelError(f"{spec.path!r} returned {type(module).__name__}, expected a torch.nn.Module")
+    return module
+
+
+def _require_kind(module: nn.Module, spec: ModelSpec) -> None:
+    from transformers import PreTrainedModel
+
+    if spec.kind != "module" and not isinstance(module, PreTrainedModel):
+        raise ModelError(
+            f"{spec.path!r} returned {type(module).__name__}, which is no transformers model; its kind is 'module'"
+        )
+
+
+def _convert_state(module: nn.Module, dtype: torch.dtype) -> None:
+    """Parameters and saved buffers to ``dtype``; tables that are computed and not saved, as of rotary positions, keep
+    the precision that their author gave them, as transformers does on loading."""
+    state = {**dict(module.named_parameters()), **module.state_dict(keep_vars=True)}
+    for tensor in state.values():
+        if tensor.is_floating_point():
+            tensor.data = tensor.data.to(dtype)
+
+
+def _load_pretrained(
+    spec: ModelSpec, location: ModelLocation, identity: dict[str, Any], *, with_head: bool
+) -> nn.Module:
+    """The whole network with its head, from the Hub, a folder, or a GGUF file through the cache."""
+    if location.kind == "hub":
+        commit = identity["revision"] or resolve_commit(location.path, spec.revision)
+        return _from_pretrained(spec, location.path, with_head=with_head, revision=commit)
+    if location.kind == "folder":
+        return _from_pretrained(spec, location.path, with_head=with_head)
+    folder = converted_folder(identity["weights"], identity["dtype"])
+    if folder.exists():
+        return _from_pretrained(spec, str(folder), with_head=with_head)
+    with parsed_once():
+        model = _from_pretrained(spec, location.path, with_head=with_head, gguf_file=location.file)
+    keep_converted(model, folder)
+    return model
+
+
+def _from_pretrained(spec: ModelSpec, path: str, *, with_head: bool, **where: str) -> nn.Module:
+    """Transformers' loader, with its errors said in our words and missing weights refused."""
+    from safetensors import SafetensorError
+    from transformers import AutoModelForCausalLM, AutoModelForMaskedLM
+
+    auto: Any = AutoModelForMaskedLM if spec.kind == "masked_lm" else AutoModelForCausalLM
+    said = str(Path(path, where["gguf_file"])) if "gguf_file" in where else path
+    try:
+        with quiet_loading():
+            model, report = auto.from_pretrained(
+                path, dtype=torch_dtype(spec), attn_implementation=spec.attention, output_loading_info=True, **where
+            )
+    except torch.OutOfMemoryError as error:
+        raise ResourceError(f"model {said} does not fit into memory: {error}") from error
+    except (
+        OSError,
+        ValueError,
+        LookupError,
+        RuntimeError,
+        ImportError,
+        TypeError,
+        AttributeError,
+        SafetensorError,
+    ) as error:
+        lines = str(error).strip().splitlines() or [""]
+        raise ModelError(
+            f"model {said} cannot be loaded as {spec.kind} with {spec.attention} attention: "
+            f"{type(error).__name__}: {lines[0]}"
+        ) from error
+    _refuse_missing(model, report, said, with_head=with_head)
+    assert isinstance(model, nn.Module)
+    return model
+
+
+def _refuse_missing(model: Any, report: dict[str, Any], said: str, *, with_head: bool) -> None:
+    """Transformers fills absent weights with random numbers and a warning; a store of those would be worthless."""
+    prefix = f"{model.base_model_prefix}."
+    missing = sorted(key for key in report["missing_keys"] if with_head or key.startswith(prefix))
+    mismatched = sorted(str(key[0]) for key in report.get("mismatched_keys", ()))
+    for what, names in (("lacks", missing), ("has another shape for", mismatched)):
+        if names:
+            raise ModelError(
+                f"model {said} {what} {len(names)} of the weights that {type(model).__name__} needs: "
+                f"{', '.join(names[:4])}{', ...' if len(names) > 4 else ''}"
+            )
+
+
+def _place(module: nn.Module, device: torch.device) -> nn.Module:
+    try:
+        return module.to(device)
+    except torch.OutOfMemoryError as error:
+        raise ResourceError(f"the network does not fit into the memory of {device}: {error}") from error
