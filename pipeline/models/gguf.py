@@ -49,7 +49,7 @@ def parsed_once() -> Iterator[None]:
     """
     import gguf
 
-    original = {"GGUFReader": gguf.GGUFReader, "get_tensor_name_map": gguf.get_tensor_name_map}
+    original: dict[str, Any] = {"GGUFReader": gguf.GGUFReader, "get_tensor_name_map": gguf.get_tensor_name_map}
     try:
         for name, function in original.items():
             setattr(gguf, name, lru_cache(maxsize=None)(function))

@@ -147,7 +147,7 @@ def tap(site: HookSite, keep: Callable[[Tensor], None]) -> RemovableHandle:
     return change(site.module, site.side, keep)
 
 
-def replace(site: HookSite, new: Callable[[Tensor], Tensor]) -> list[RemovableHandle]:
+def substitute(site: HookSite, new: Callable[[Tensor], Tensor]) -> list[RemovableHandle]:
     """Let the forward go on with ``new(tensor)`` in the place of the tensor; the caller removes the handles."""
     if site.stream_sum is None:
         return [change(site.module, site.side, new)]
