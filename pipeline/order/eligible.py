@@ -1,0 +1,161 @@
+"""Which rows of a store an epoch is made of: the split, the row filter, and nothing else.
+
+Memory: one bit a row (125 MB for 10**9 rows), plus 8 bytes a chunk. Every rank scans the tokens of the whole store
+once at the start; with ``max_norm_multiple`` it also streams the activations of the hook points in use once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from pipeline.order.keys import Split
+from pipeline.store.statistics import median_norm
+from pipeline.store.words import to_float32
+from schemas.errors import DivergenceError
+from schemas.train import RowFilter
+
+if TYPE_CHECKING:
+    from pipeline.store.reader import Store
+    from pipeline.store.rows import TokenRows
+
+Ints = npt.NDArray[np.int64]
+Mask = npt.NDArray[np.bool_]
+
+
+class EligibleRows:
+    """A set of rows, asked for by chunk."""
+
+    def __init__(self, masks: Iterator[Mask], *, chunk_rows: int, same_context_rate: float = 0.0) -> None:
+        """``masks``: one boolean array a chunk, in order; all but the last have ``chunk_rows`` entries."""
+        self.chunk_rows = chunk_rows
+        self.same_context_rate = same_context_rate
+        """Chance that two different eligible rows, drawn at random from the whole store, are of one context."""
+        packed: list[npt.NDArray[np.uint8]] = []
+        counts: list[int] = []
+        for mask in masks:
+            counts.append(int(mask.sum()))
+            packed.append(np.packbits(np.pad(mask, (0, chunk_rows - len(mask)))))
+        self._bits = np.stack(packed) if packed else np.zeros((0, -(-chunk_rows // 8)), dtype=np.uint8)
+        self.counts: Ints = np.array(counts, dtype=np.int64)
+        """Eligible rows of each chunk."""
+
+    @classmethod
+    def of_mask(cls, mask: Mask, *, chunk_rows: int) -> EligibleRows:
+        """From one boolean for each row of the store."""
+        return cls((mask[at : at + chunk_rows] for at in range(0, len(mask), chunk_rows)), chunk_rows=chunk_rows)
+
+    @property
+    def num_rows(self) -> int:
+        """How many rows are eligible."""
+        return int(self.counts.sum())
+
+    def rows_of(self, chunk: int) -> Ints:
+        """The chunk's eligible row ids, ascending."""
+        return np.flatnonzero(np.unpackbits(self._bits[chunk], count=self.chunk_rows)) + chunk * self.chunk_rows
+
+
+def scan(store: Store, hook_points: Sequence[str], rows: RowFilter, split: Split) -> EligibleRows:
+    """Read the store's tokens (and norms, where the filter asks for them) and decide row by row.
+
+    Raises:
+        DivergenceError: an eligible row holds NaN or an infinity at a hook point in use.
+    """
+    limits = {hook: _norm_limit(store, hook, rows) for hook in hook_points}
+    watched = {hook: limit for hook, limit in limits.items() if limit is not None}
+    contexts = _ContextPairs()
+
+    def masks() -> Iterator[Mask]:
+        for tokens in _slabs(store):
+            mask = _by_token(tokens, store.record.specials, rows, split)
+            starts = np.arange(0, len(mask), store.record.chunk_rows)
+            pieces = np.split(mask, starts[1:])
+            for piece, start in zip(pieces, starts, strict=True):
+                _exclude_by_norm(store, watched, int(tokens.row[start]), piece, rows)
+            contexts.add((tokens.row - tokens.position)[mask])
+            yield from pieces
+
+    eligible = EligibleRows(masks(), chunk_rows=store.record.chunk_rows)
+    eligible.same_context_rate = contexts.rate()
+    return eligible
+
+
+def _slabs(store: Store) -> Iterator[TokenRows]:
+    """The tokens unit by unit; a unit is a whole number of chunks, but for the last."""
+    for start in range(0, store.num_rows, store.record.shard_rows):
+        yield store.tokens(start, min(start + store.record.shard_rows, store.num_rows))
+
+
+def _by_token(tokens: TokenRows, specials: dict[str, int], rows: RowFilter, split: Split) -> Mask:
+    """What split, special tokens and positions leave."""
+    mask = np.ones(len(tokens), dtype=np.bool_)
+    if split != "all":
+        mask &= tokens.held_out == (split == "held_out")
+    if rows.exclude_specials and specials:
+        mask &= ~np.isin(tokens.token_id, list(specials.values()))
+    if rows.exclude_positions:
+        mask &= ~np.isin(tokens.position, rows.exclude_positions)
+    return mask
+
+
+def _norm_limit(store: Store, hook: str, rows: RowFilter) -> float | None:
+    """Largest norm that the hook point's rows may have; None where the rows need not be looked at."""
+    statistics = store.statistics[hook]
+    if rows.max_norm_multiple > 0:
+        return rows.max_norm_multiple * median_norm(statistics)
+    return float("inf") if statistics.num_nan + statistics.num_inf else None
+
+
+def _exclude_by_norm(store: Store, limits: dict[str, float], start: int, mask: Mask, rows: RowFilter) -> None:
+    """Clear, in place, the rows of one chunk whose norm is beyond the limit of any hook point."""
+    for hook, limit in limits.items():
+        acts_TD = to_float32(store.read_rows(hook, start, start + len(mask)), store.dtype)
+        # float64: the square of a finite float32 may be infinite.
+        norms_T = np.sqrt(np.einsum("td,td->t", acts_TD, acts_TD, dtype=np.float64))
+        if rows.max_norm_multiple > 0:
+            mask &= norms_T <= limit  # a NaN compares false and goes too
+            continue
+        bad = np.flatnonzero(mask & ~np.isfinite(norms_T))
+        if len(bad):
+            raise DivergenceError(
+                f"row {start + int(bad[0])} of {store.url} at {hook}: expected finite activations, "
+                f"got NaN or infinity\n"
+                f"(the store counts {store.statistics[hook].num_nan} rows with NaN and "
+                f"{store.statistics[hook].num_inf} with infinities there). Set rows.max_norm_multiple to leave such "
+                "rows out, or collect in a wider dtype."
+            )
+
+
+class _ContextPairs:
+    """Counts pairs of eligible rows of one context over a stream in row order."""
+
+    def __init__(self) -> None:
+        self._rows = 0
+        self._pairs = 0
+        self._open_id = -1
+        self._open_count = 0
+
+    def add(self, contexts: Ints) -> None:
+        """``contexts``: an id for each further row, ascending; a context may go on from the last call."""
+        if not len(contexts):
+            return
+        ids, counts = np.unique(contexts, return_counts=True)
+        if ids[0] == self._open_id:
+            counts[0] += self._open_count
+        else:
+            self._pairs += _pairs(self._open_count)
+        self._pairs += int((counts[:-1] * (counts[:-1] - 1)).sum()) // 2
+        self._open_id, self._open_count = int(ids[-1]), int(counts[-1])
+        self._rows += len(contexts)
+
+    def rate(self) -> float:
+        """Pairs of one context over all pairs."""
+        return (self._pairs + _pairs(self._open_count)) / max(_pairs(self._rows), 1)
+
+
+def _pairs(count: int) -> int:
+    """Unordered pairs among ``count`` things."""
+    return count * (count - 1) // 2

@@ -1,0 +1,34 @@
+"""What the order of rows depends on, and the random keys that follow from it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from schemas.fingerprint import fingerprint
+from schemas.train import RowFilter, RowOrder
+
+Split = Literal["train", "held_out", "all"]
+
+
+@dataclass(frozen=True)
+class OrderKey:
+    """What decides the sequence of rows of every epoch. Ranks, batch size and hook points are not in it."""
+
+    store_fingerprint: str
+    rows: RowFilter
+    split: Split
+    order: RowOrder
+
+    def facts(self) -> dict[str, Any]:
+        """As canonical JSON takes it."""
+        return {
+            "store": self.store_fingerprint,
+            "rows": self.rows.model_dump(mode="json"),
+            "split": self.split,
+            "order": self.order.model_dump(mode="json"),
+        }
+
+    def derive(self, purpose: str, **numbers: int) -> int:
+        """A key of 128 bits: the SHA-256 of the facts, what the key is for, and the numbers of epoch and window."""
+        return int(fingerprint({**self.facts(), "purpose": purpose, **numbers})[:32], 16)
