@@ -44,5 +44,4 @@ def fill(dictionary: Dictionary, target_means: Mapping[str, torch.Tensor]) -> No
 
 def _directions(shape: torch.Size, generator: torch.Generator) -> torch.Tensor:
     """Rows uniform on the unit sphere."""
-    rows = torch.randn(shape, generator=generator)
-    return rows / rows.norm(dim=1, keepdim=True)
+    return torch.nn.functional.normalize(torch.randn(shape, generator=generator), dim=1)

@@ -13,11 +13,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from itertools import islice
 from typing import Any
 
 import torch
 
-from pipeline.order.feed import FeedState, RowFeed
+from pipeline.order.feed import FeedBatch, FeedState, RowFeed
 from pipeline.store.objects import Objects
 from pipeline.store.reader import Store
 from pipeline.training import memory, result, resume, schedule
@@ -27,7 +28,6 @@ from pipeline.training.identity import identity
 from pipeline.training.tracker import Trackers, open_trackers
 from pipeline.training.trainer import DictionaryTrainer
 from pipeline.training.world import World
-from schemas.errors import HookPointError, nearest
 from schemas.train import TrainSpec
 
 COMPLETE = "training.json"
@@ -75,7 +75,8 @@ class _Run:
         self._world = world
         self._device = device
         self._store = Store.open(spec.store)
-        self._points = _hook_points(spec, self._store)
+        points = (point for wanted in spec.dictionaries for point in [*wanted.sources, *wanted.target_points])
+        self._points = list(dict.fromkeys(points))
         self._identity = identity(spec, store_fingerprint=self._store.fingerprint, num_rows=self._store.num_rows)
         self._checkpoints = Checkpoints(spec.output)
 
@@ -95,14 +96,6 @@ class _Run:
     def train(self, report: Report | None, num_threads: int) -> dict[str, Any]:
         """All steps from the last checkpoint on, and the result."""
         spec, world = self._spec, self._world
-        memory.require_memory(
-            spec.dictionaries,
-            self._store.hook_points,
-            available=memory.available_bytes(self._device),
-            ranks_per_node=world.ranks_per_node,
-        )
-        trainers = result.start(spec, self._store, self._points, device=self._device, num_threads=num_threads)
-        progress = resume.restore(trainers, self._checkpoints, self._identity, world)
         feed = RowFeed(
             self._store,
             self._points,
@@ -112,6 +105,14 @@ class _Run:
             rank=world.rank,
             world_size=world.size,
         )
+        memory.require_memory(
+            spec.dictionaries,
+            self._store.hook_points,
+            available=memory.available_bytes(self._device),
+            ranks_per_node=world.ranks_per_node,
+        )
+        trainers = result.start(spec, self._store, self._points, device=self._device, num_threads=num_threads)
+        progress = resume.restore(trainers, self._checkpoints, self._identity, world)
         names = ["jsonl", *spec.trackers] if world.rank == 0 else []
         trackers = open_trackers(names, spec.output, job=spec.name, step=progress.step)
         clock = Clock(progress.rows)
@@ -134,19 +135,9 @@ class _Run:
         num_rows = schedule.total_rows(spec, feed.rows_per_epoch)
         num_steps = schedule.total_steps(num_rows, feed.rows_per_epoch, spec.batch_rows)
         batches = feed.iterate(FeedState(progress.epoch, progress.batch))
-        while progress.step < num_steps:
-            batch = next(batches)
+        for batch in islice(batches, num_steps - progress.step):
             factor = schedule.learning_rate_factor(spec.schedule, progress.step, num_steps)
-            metrics = {
-                trainer.dictionary.spec.name: trainer.step(
-                    batch.activations,
-                    num_rows=batch.global_rows,
-                    factor=factor,
-                    progress=progress.step / num_steps,
-                    world=self._world,
-                )
-                for trainer in trainers
-            }
+            metrics = self._step(batch, trainers, factor, progress.step / num_steps)
             progress = Progress(
                 step=progress.step + 1,
                 rows=progress.rows + batch.global_rows,
@@ -163,6 +154,17 @@ class _Run:
             if is_last or _due(progress.step, spec.checkpoint_every_steps):
                 self._checkpoint(trainers, progress, trackers)
         return progress
+
+    def _step(
+        self, batch: FeedBatch, trainers: list[DictionaryTrainer], factor: float, share: float
+    ) -> dict[str, dict[str, float]]:
+        """One step of every dictionary; their figures by name."""
+        return {
+            trainer.dictionary.spec.name: trainer.step(
+                batch.activations, num_rows=batch.global_rows, factor=factor, progress=share, world=self._world
+            )
+            for trainer in trainers
+        }
 
     def _record(self, progress: Progress, factor: float, clock: Clock) -> dict[str, Any]:
         return {
@@ -198,18 +200,6 @@ class _Run:
             Objects(self._spec.output).write(COMPLETE, (json.dumps(record, indent=1) + "\n").encode())
         self._world.barrier()
         return summary
-
-
-def _hook_points(spec: TrainSpec, store: Store) -> list[str]:
-    """Every hook point that a dictionary of the spec needs, once, in the order of the spec."""
-    points = dict.fromkeys(point for d in spec.dictionaries for point in [*d.sources, *d.target_points])
-    for point in points:
-        if point not in store.hook_points:
-            raise HookPointError(
-                f"store {spec.store} has no hook point {point!r}{nearest(point, store.hook_points)}; "
-                f"it has {sorted(store.hook_points)}"
-            )
-    return list(points)
 
 
 def _due(step: int, every: int) -> bool:

@@ -13,7 +13,7 @@ def flat_gradients(module: nn.Module) -> torch.Tensor:
     parameters = list(module.parameters())
     sizes = [-(-parameter.numel() // _ALIGNMENT) * _ALIGNMENT for parameter in parameters]
     flat = parameters[0].detach().new_zeros(sum(sizes))
-    for parameter, part in zip(parameters, flat.split(sizes), strict=True):
+    for parameter, part in zip(parameters, torch.split(flat, sizes), strict=True):
         parameter.grad = part[: parameter.numel()].view_as(parameter)
     return flat
 

@@ -18,7 +18,7 @@ class BatchTotals:
 
     def __init__(self, width_target: int, num_latents: int, device: torch.device) -> None:
         self.flat = torch.zeros(_NUM_SCALARS + width_target + num_latents, dtype=torch.float64, device=device)
-        scalars, self.target_sum, self.fired = self.flat.split([_NUM_SCALARS, width_target, num_latents])
+        scalars, self.target_sum, self.fired = torch.split(self.flat, [_NUM_SCALARS, width_target, num_latents])
         self.error, self.auxiliary, self.penalty, self.num_active, self.target_square = scalars.unbind()
         # error: squared error of the reconstruction; auxiliary: squared error of the AuxK reconstruction;
         # penalty: sparsity term before its coefficient; num_active: active latents; target_square: squared norms of y;
