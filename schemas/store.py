@@ -48,6 +48,9 @@ class ObjectReceipt(Spec):
     """Exact length."""
     crc32c: str
     """CRC-32C of the whole object, 8 hexadecimal digits."""
+    chunk_crc32c: list[str] = []
+    """CRC-32C of each chunk as stored, in order, so that a reader of one chunk need not read the object; empty where an
+    object has no chunks."""
 
 
 class LedgerEntry(Spec):

@@ -1,0 +1,1 @@
+"""The activation store: objects, shards, ledger, manifest. Needs numpy and pyarrow, never torch."""

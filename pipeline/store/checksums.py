@@ -1,0 +1,20 @@
+"""CRC-32C (Castagnoli) as the store writes it: 8 hexadecimal digits in JSON, 4 little-endian bytes in shards."""
+
+from __future__ import annotations
+
+import google_crc32c
+import numpy as np
+
+Buffer = bytes | bytearray | memoryview | np.ndarray
+
+
+def crc32c(data: Buffer) -> int:
+    """The checksum of any contiguous buffer, without copying it."""
+    # The C extension takes buffers that cannot be resized; a numpy view makes one of anything.
+    view = data.view(np.uint8) if isinstance(data, np.ndarray) else np.frombuffer(data, dtype=np.uint8)
+    return int(google_crc32c.value(view))
+
+
+def crc32c_hex(data: Buffer) -> str:
+    """As JSON has it."""
+    return f"{crc32c(data):08x}"

@@ -1,0 +1,119 @@
+"""Objects as files of a local folder: atomic, durable, put-if-absent.
+
+A write goes to ``.NAME.RANDOM.partial`` beside its target, is flushed to the disk (fsync), and gets its name by
+``rename`` (overwrite) or ``link`` (put-if-absent); then the folder itself is flushed, so that a power cut after the
+return cannot lose the object. A process that dies in between leaves a ``.partial`` file that no reader sees.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from pipeline.store.failures import translated
+from schemas.errors import ResourceError
+
+_NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
+
+
+class DiskBackend:
+    """Files below ``root``, an absolute path that need not exist before the first write."""
+
+    def __init__(self, root: str) -> None:
+        self.root = os.path.abspath(root)
+
+    def read(self, key: str) -> bytes:
+        with translated(self.root, key):
+            return self._path(key).read_bytes()
+
+    def read_range(self, key: str, start: int, stop: int) -> bytes:
+        with translated(self.root, key), self._path(key).open("rb") as file:
+            file.seek(start)
+            return file.read(stop - start)
+
+    def write(self, key: str, data: bytes | bytearray) -> None:
+        path = self._path(key)
+        with translated(self.root, key), _partial(path, data) as partial:
+            partial.replace(path)
+            _flush_folder(path.parent)
+
+    def create(self, key: str, data: bytes | bytearray) -> bool:
+        path = self._path(key)
+        if path.exists():
+            return False
+        with translated(self.root, key), _partial(path, data) as partial:
+            try:
+                os.link(partial, path)
+            except FileExistsError:
+                return False
+            except OSError as exc:
+                if exc.errno not in _NO_LINKS:
+                    raise
+                raise ResourceError(
+                    f"{path}: this file system has no hard links ({exc.strerror}), which writing an object at most "
+                    "once needs; choose an output on another disk"
+                ) from exc
+            _flush_folder(path.parent)
+            return True
+
+    def size(self, key: str) -> int | None:
+        path = self._path(key)
+        return path.stat().st_size if path.is_file() else None
+
+    def sizes(self, folder: str) -> dict[str, int]:
+        return dict(_walk(os.path.join(self.root, folder), f"{folder}/" if folder else ""))
+
+    def delete(self, key: str) -> None:
+        with translated(self.root, key):
+            self._path(key).unlink(missing_ok=True)
+
+    def _path(self, key: str) -> Path:
+        return Path(self.root, key)
+
+
+@contextmanager
+def _partial(path: Path, data: bytes | bytearray) -> Iterator[Path]:
+    """A flushed temporary file beside ``path`` with ``data`` in it; gone afterwards unless it was renamed."""
+    _make_folder(path.parent)
+    partial = path.parent / f".{path.name}.{os.getpid()}-{secrets.token_hex(6)}.partial"
+    try:
+        with partial.open("xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        yield partial
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _make_folder(folder: Path) -> None:
+    """Make the folder and its parents; each new name is flushed too, or a power cut could lose the whole branch."""
+    if folder.is_dir():
+        return
+    _make_folder(folder.parent)
+    with suppress(FileExistsError):
+        folder.mkdir()
+    _flush_folder(folder.parent)
+
+
+def _flush_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _walk(folder: str, prefix: str) -> Iterator[tuple[str, int]]:
+    """(key, size) of every file below; files that vanish meanwhile (temporary ones) are left out."""
+    with suppress(FileNotFoundError, NotADirectoryError), os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.is_dir():
+                yield from _walk(entry.path, f"{prefix}{entry.name}/")
+            else:
+                with suppress(FileNotFoundError):
+                    yield prefix + entry.name, entry.stat().st_size

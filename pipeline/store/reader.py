@@ -1,0 +1,302 @@
+"""Reading a store. Opening costs a few small requests; every unit is looked at when its rows are first wanted.
+
+On first touch of a unit its ledger entry is read and the object's length compared; on first touch of a chunk its
+CRC-32C is compared with the one stored beside it and with the ledger's. So a missing, short, altered or exchanged
+object raises an error: never are rows made up, as generic Zarr readers do with missing chunks.
+"""
+
+from __future__ import annotations
+
+import html
+from collections import OrderedDict
+from functools import cached_property
+from itertools import pairwise
+from threading import Lock
+
+import numpy as np
+import numpy.typing as npt
+
+from pipeline.store import layout
+from pipeline.store.checksums import crc32c_hex
+from pipeline.store.ledger import Ledger, in_order
+from pipeline.store.manifests import read_manifest, require_planned
+from pipeline.store.objects import Objects
+from pipeline.store.rows import TokenRows
+from pipeline.store.shard import ShardReader
+from pipeline.store.sources import open_shard
+from pipeline.store.statistics import mean_norm, merge_all
+from pipeline.store.verification import Problem, problems
+from pipeline.store.words import Words, stored_dtype
+from schemas.errors import CorruptionError, HookPointError, IncompleteError, MissingError, SpecError, nearest
+from schemas.fields import Dtype, format_bytes
+from schemas.store import HookStatistics, LedgerEntry, Manifest, ObjectReceipt, PassRecord, StoreRecord
+
+_OPEN_SHARDS = 128
+"""Maps (and so file descriptors) that a reader keeps open for later calls."""
+
+
+class Store:
+    """A store opened for reading. Safe to use from several threads; pickling it carries the URL and opens it anew."""
+
+    def __init__(
+        self,
+        objects: Objects,
+        record: StoreRecord,
+        passes: dict[str, PassRecord],
+        manifest: Manifest | None,
+        num_rows: int,
+    ) -> None:
+        self.objects = objects
+        self.record = record
+        self.passes = passes
+        self.manifest = manifest
+        """None of a store that is not complete."""
+        self.num_rows = num_rows
+        """Rows of every array, T; of a store that is not complete, the rows that are planned."""
+        self.hook_points: dict[str, int] = {hook: w for one in passes.values() for hook, w in one.hook_points.items()}
+        """hook point -> d_model."""
+        self._ledgers = {pass_: Ledger(objects, pass_, record.fingerprint) for pass_ in passes}
+        self._pass_of = {hook: pass_ for pass_, one in passes.items() for hook in one.hook_points}
+        self._receipts: dict[tuple[str, int], dict[str, ObjectReceipt]] = {}
+        self._shards: OrderedDict[tuple[str, int], ShardReader] = OrderedDict()
+        self._verified: dict[str, set[int]] = {}
+        self._lock = Lock()
+
+    @classmethod
+    def open(cls, url: str, *, allow_partial: bool = False) -> Store:
+        """``allow_partial``: a store without manifest is opened too, with the hook points of every pass; reading rows
+        that are not committed raises IncompleteError. A complete store is what its manifest says, whatever is being
+        added to it.
+
+        Raises:
+            MissingError: there is no store. IncompleteError: it has no manifest. MismatchError: it is of a newer
+            format or not ours. CorruptionError: its documents were altered.
+        """
+        objects = Objects(url)
+        record = layout.read_record(objects)
+        try:
+            manifest = read_manifest(objects, record)
+        except MissingError as exc:
+            if not allow_partial:
+                raise IncompleteError(
+                    f"the store at {objects.url} is not complete: it has no {layout.MANIFEST}. Run its collect job "
+                    "again, which goes on where it stopped, or open it with allow_partial=True"
+                ) from exc
+            passes = layout.read_passes(objects)
+            return cls(objects, record, passes, None, _planned_rows(objects, passes))
+        passes = {pass_: _complete_pass(objects, pass_) for pass_ in manifest.passes}
+        return cls(objects, record, passes, manifest, manifest.num_rows)
+
+    def __reduce__(self) -> tuple[object, tuple[str, bool]]:
+        return _reopen, (self.url, self.manifest is None)
+
+    @property
+    def url(self) -> str:
+        return self.objects.url
+
+    @property
+    def fingerprint(self) -> str:
+        """The store's identity."""
+        return self.record.fingerprint
+
+    @property
+    def table_fingerprint(self) -> str:
+        """Stores of one table fingerprint are row-aligned."""
+        return self.record.table_fingerprint
+
+    @property
+    def dtype(self) -> Dtype:
+        """Logical type of the words."""
+        return self.record.dtype
+
+    @property
+    def num_units(self) -> int:
+        return layout.num_units(self.num_rows, self.record.shard_rows)
+
+    @cached_property
+    def statistics(self) -> dict[str, HookStatistics]:
+        """hook point -> statistics of all (of an incomplete store: all committed) rows."""
+        if self.manifest is not None:
+            return self.manifest.statistics
+        return {hook: self._merged(hook) for hook in self.hook_points}
+
+    def committed(self, hook: str) -> list[int]:
+        """Units of the hook point that can be read, ascending; looks anew at each call of an incomplete store."""
+        ledger = self._ledgers[self._pass_of[self._known(hook)]]
+        return [*range(self.num_units)] if self.manifest else [unit for unit in ledger.units() if unit < self.num_units]
+
+    def read_rows(self, hook: str, start: int, stop: int) -> Words:
+        """Words [stop - start, D]. A read-only view of the file where the store is local, the codec is none and one
+        chunk has all the rows; otherwise a new array.
+
+        Raises:
+            HookPointError, SpecError (rows that do not exist), CorruptionError, IncompleteError.
+        """
+        width = self.hook_points[self._known(hook)]
+        self._require_rows(start, stop)
+        spans = self._spans(start, stop)
+        parts = [*in_order(self.objects, lambda span: self._shard(hook, span[0]).rows(span[1], span[2]), spans)]
+        if len(parts) == 1:
+            return parts[0]
+        return np.concatenate([np.empty((0, width), dtype=stored_dtype(self.dtype)), *parts])
+
+    def gather(self, hook: str, rows: npt.NDArray[np.int64], out: Words | None = None) -> Words:
+        """Words [n, D] of any rows in any order, repeats included; into ``out`` if given, which is returned.
+
+        Raises: as ``read_rows``.
+        """
+        width = self.hook_points[self._known(hook)]
+        rows = np.asarray(rows, dtype=np.int64)
+        if len(rows):
+            self._require_rows(int(rows.min()), int(rows.max()) + 1)
+        if out is None:
+            out = np.empty((len(rows), width), dtype=stored_dtype(self.dtype))
+        elif out.shape != (len(rows), width) or out.dtype != stored_dtype(self.dtype):
+            raise SpecError(
+                f"gather: out has {out.shape} {out.dtype}, expected {(len(rows), width)} {self.dtype} words"
+            )
+        order = np.argsort(rows // self.record.shard_rows, kind="stable")
+        units = rows[order] // self.record.shard_rows
+        starts = [0, *(np.flatnonzero(np.diff(units)) + 1).tolist(), len(rows)]
+        jobs = [(int(units[a]), order[a:b]) for a, b in pairwise(starts) if b > a]
+
+        def fill(unit: int, places: npt.NDArray[np.int64]) -> None:
+            self._shard(hook, unit).gather(rows[places] - unit * self.record.shard_rows, out, places)
+
+        for _ in in_order(self.objects, lambda job: fill(*job), jobs):
+            pass
+        return out
+
+    def tokens(self, start: int = 0, stop: int | None = None) -> TokenRows:
+        """Token rows [start, stop); the whole store by default. Raises as ``read_rows``."""
+        stop = self.num_rows if stop is None else stop
+        self._require_rows(start, stop)
+        spans = self._spans(start, stop)
+        units = in_order(self.objects, self._unit_tokens, [unit for unit, _, _ in spans])
+        return TokenRows.concat(rows.slice(a, b) for rows, (_, a, b) in zip(units, spans, strict=True))
+
+    def verify(self, deep: bool) -> list[Problem]:
+        """What is wrong with the store; nothing is raised. ``deep``: check every byte, not only every length."""
+        return problems(self.objects, self.record, self.passes, self.manifest, self.num_rows, deep=deep)
+
+    def entry(self, pass_id: str, unit: int) -> LedgerEntry:
+        """The ledger's entry of a unit. Raises IncompleteError, CorruptionError."""
+        entry = self._ledgers[pass_id].read(unit)
+        if entry is None:
+            key = layout.ledger_key(pass_id, unit)
+            if self.manifest is None:
+                raise IncompleteError(f"unit {unit} of the store at {self.url} is not committed yet: no {key}")
+            raise CorruptionError(f"{self.url}/{key}: expected a ledger entry, got no object")
+        require_planned(entry, self.num_rows, self.record.shard_rows, self.url)
+        return entry
+
+    def _merged(self, hook: str) -> HookStatistics:
+        ledger = self._ledgers[self._pass_of[hook]]
+        entries = ledger.entries(self.committed(hook))
+        return merge_all((entry.statistics[hook] for entry in entries), width=self.hook_points[hook])
+
+    def _known(self, hook: str) -> str:
+        if hook not in self.hook_points:
+            has = ", ".join(sorted(self.hook_points)) or "none"
+            raise HookPointError(
+                f"the store at {self.url} has no hook point {hook!r}{nearest(hook, self.hook_points)} It has: {has}"
+            )
+        return hook
+
+    def _require_rows(self, start: int, stop: int) -> None:
+        if not 0 <= start <= stop <= self.num_rows:
+            raise SpecError(
+                f"rows [{start}, {stop}) are not within the {self.num_rows} rows of the store at {self.url}"
+            )
+
+    def _spans(self, start: int, stop: int) -> list[tuple[int, int, int]]:
+        """(unit, first, end) with rows counted from the unit's first, that cover rows [start, stop)."""
+        size = self.record.shard_rows
+        units = range(start // size, layout.num_units(stop, size)) if stop > start else range(0)
+        return [(unit, max(start - unit * size, 0), min(stop - unit * size, size)) for unit in units]
+
+    def _unit_receipts(self, pass_id: str, unit: int) -> dict[str, ObjectReceipt]:
+        # Only receipts are kept: an entry's statistics are many times as large.
+        key = (pass_id, unit)
+        if key not in self._receipts:
+            self._receipts[key] = self.entry(pass_id, unit).objects
+        return self._receipts[key]
+
+    def _shard(self, hook: str, unit: int) -> ShardReader:
+        """The opened shard, its length checked; the least recently used are closed again."""
+        with self._lock:
+            shard = self._shards.get((hook, unit))
+            if shard is not None:
+                self._shards.move_to_end((hook, unit))
+                return shard
+        receipt = self._unit_receipts(self._pass_of[hook], unit).get(hook)
+        key = layout.shard_key(hook, unit)
+        if receipt is None or receipt.key != key:
+            raise CorruptionError(f"{self.url}: expected {key} in the ledger's entry of unit {unit}, got {receipt}")
+        start, stop = layout.unit_rows(unit, self.num_rows, self.record.shard_rows)
+        geometry = layout.geometry(self.record, self.hook_points[hook])
+        verified = self._verified.setdefault(key, set())
+        shard = open_shard(self.objects, receipt, geometry, stop - start, verified)
+        with self._lock:
+            self._shards[hook, unit] = shard
+            while len(self._shards) > _OPEN_SHARDS:
+                self._shards.popitem(last=False)
+        return shard
+
+    def _unit_tokens(self, unit: int) -> TokenRows:
+        receipt = self._tokens_receipt(unit)
+        where = f"{self.url}/{receipt.key}"
+        try:
+            data = self.objects.read(receipt.key)
+        except MissingError as exc:
+            raise CorruptionError(f"{where}: expected {receipt.size_bytes} bytes, got no object") from exc
+        for what, expected, got in (
+            ("bytes", receipt.size_bytes, len(data)),
+            ("CRC-32C", receipt.crc32c, crc32c_hex(data)),
+        ):
+            if expected != got:
+                raise CorruptionError(f"{where}: {what}: expected {expected}, got {got}")
+        rows = TokenRows.from_parquet(data, where=where)
+        start, stop = layout.unit_rows(unit, self.num_rows, self.record.shard_rows)
+        if not np.array_equal(rows.row, np.arange(start, stop)):
+            raise CorruptionError(f"{where}: expected the rows [{start}, {stop}), got {len(rows)} others")
+        return rows
+
+    def _tokens_receipt(self, unit: int) -> ObjectReceipt:
+        """From whichever pass has the unit: they all name the same object."""
+        for last, pass_ in enumerate(self.passes, start=1):
+            try:
+                return self._unit_receipts(pass_, unit)[layout.TOKENS]
+            except IncompleteError:
+                if last == len(self.passes):
+                    raise
+        raise IncompleteError(f"the store at {self.url} has no pass yet")
+
+    def _repr_html_(self) -> str:
+        state = format_bytes(self.manifest.size_bytes) if self.manifest else "not complete"
+        rows = "".join(
+            f"<tr><td>{html.escape(hook)}</td><td>{width}</td><td>{mean_norm(self.statistics[hook]):.4g}</td></tr>"
+            for hook, width in self.hook_points.items()
+        )
+        return (
+            f"<p><b>{html.escape(self.url)}</b><br>{self.num_rows:,} rows, {self.dtype}, codec {self.record.codec}, "
+            f"{state}, fingerprint {self.fingerprint[:16]}</p>"
+            f"<table><tr><th>hook point</th><th>d_model</th><th>mean norm</th></tr>{rows}</table>"
+        )
+
+
+def _reopen(url: str, allow_partial: bool) -> Store:
+    return Store.open(url, allow_partial=allow_partial)
+
+
+def _complete_pass(objects: Objects, pass_: str) -> PassRecord:
+    try:
+        return layout.read_pass(objects, pass_)
+    except MissingError as exc:
+        key = layout.pass_key(pass_)
+        raise CorruptionError(f"{objects.url}/{key}: expected the record of a complete pass, got no object") from exc
+
+
+def _planned_rows(objects: Objects, passes: dict[str, PassRecord]) -> int:
+    shapes = [layout.read_array(objects, hook) for one in passes.values() for hook in one.hook_points]
+    return max((int(facts["shape"][0]) for facts in shapes if facts is not None), default=0)

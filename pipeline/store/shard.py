@@ -1,0 +1,268 @@
+"""One shard: the bytes of one Zarr v3 ``sharding_indexed`` chunk, written whole and read by chunk.
+
+    chunk 0 | chunk 1 | ... | chunk m-1 | index
+
+A chunk is ``chunk_rows`` rows of little-endian words (the last one filled up with zeros), compressed if the codec says
+so, and followed by the CRC-32C of what precedes it (4 bytes). Chunks lie in order and without gaps; chunks wholly
+behind the last row are absent. The index has (offset, length) as uint64 for each of the ``shard_rows / chunk_rows``
+places, 2**64 - 1 twice where a chunk is absent, then its own CRC-32C.
+Source: Zarr v3 core, sharding_indexed codec 1.0, https://zarr-specs.readthedocs.io/en/latest/v3/codecs/sharding-indexed/
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+from numcodecs import blosc  # type: ignore[import-untyped]
+
+from pipeline.store.checksums import Buffer, crc32c
+from pipeline.store.words import Words
+from schemas.errors import CorruptionError
+
+Codec = Literal["none", "zstd"]
+Bytes = npt.NDArray[np.uint8]
+
+_CRC = 4
+_ABSENT = np.uint64(2**64 - 1)
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """What a shard's bytes mean: T rows of D words in chunks."""
+
+    chunk_rows: int
+    shard_rows: int
+    width: int
+    """D."""
+    dtype: np.dtype[Any]
+    codec: Codec
+
+    @property
+    def row_bytes(self) -> int:
+        return self.width * self.dtype.itemsize
+
+    @property
+    def chunk_bytes(self) -> int:
+        """Of one decoded chunk."""
+        return self.chunk_rows * self.row_bytes
+
+    @property
+    def places(self) -> int:
+        """Chunks that a full shard has."""
+        return self.shard_rows // self.chunk_rows
+
+    @property
+    def index_bytes(self) -> int:
+        return 16 * self.places + _CRC
+
+    def chunks_of(self, num_rows: int) -> int:
+        """Chunks that hold the first ``num_rows`` rows."""
+        return -(-num_rows // self.chunk_rows)
+
+
+def encode_shard(words: Words, chunk_rows: int, shard_rows: int, codec: Codec) -> bytearray:
+    """Words [n, D] with 0 < n <= shard_rows -> the whole object. Equal words give equal bytes."""
+    num_rows, width = words.shape
+    if not 0 < num_rows <= shard_rows or shard_rows % chunk_rows:
+        raise ValueError(f"{num_rows} rows do not fit a shard of {shard_rows} rows in chunks of {chunk_rows}")
+    geometry = Geometry(chunk_rows, shard_rows, width, words.dtype.newbyteorder("<"), codec)
+    source = np.ascontiguousarray(words, dtype=geometry.dtype)
+    out = bytearray()
+    index = np.full((geometry.places, 2), _ABSENT, dtype="<u8")
+    for chunk in range(geometry.chunks_of(num_rows)):
+        begin = len(out)
+        stored = _stored_chunk(source[chunk * chunk_rows : (chunk + 1) * chunk_rows], geometry)
+        out += stored.data
+        out += crc32c(stored).to_bytes(_CRC, "little")
+        index[chunk] = (begin, len(out) - begin)
+    footer = index.tobytes()
+    out += footer
+    out += crc32c(footer).to_bytes(_CRC, "little")
+    return out
+
+
+def _stored_chunk(rows: Words, geometry: Geometry) -> Bytes:
+    """Filled up with zero rows to a whole chunk; ``zstd``: through Blosc's byte shuffle, level 1."""
+    if len(rows) < geometry.chunk_rows:
+        rows = np.concatenate([rows, np.zeros((geometry.chunk_rows - len(rows), geometry.width), dtype=rows.dtype)])
+    flat = rows.reshape(-1)
+    if geometry.codec == "none":
+        return flat.view(np.uint8)
+    # Blosc's threads append blocks in the order in which they finish: with one thread equal words give equal bytes.
+    blosc.use_threads = False
+    packed = blosc.compress(flat, b"zstd", 1, blosc.SHUFFLE, 0, geometry.dtype.itemsize)
+    return np.frombuffer(packed, dtype=np.uint8)
+
+
+class ShardReader:
+    """Rows of one shard, from bytes, a memory map or ranged reads.
+
+    ``read(start, stop)`` gives bytes of the object as uint8 [stop - start]; ``chunk_crcs`` are the checksums that the
+    ledger has for its chunks. With ``verify`` every chunk is checked on first touch, against its own checksum and the
+    ledger's; ``verified`` is the caller's set of chunks that have passed and need no further check. ``whole`` is the
+    object as memory, where there is such a thing.
+
+    Every method raises CorruptionError, naming ``key``, where the bytes are not what was committed.
+    """
+
+    def __init__(
+        self,
+        read: Callable[[int, int], Bytes],
+        size_bytes: int,
+        geometry: Geometry,
+        num_rows: int,
+        *,
+        key: str,
+        chunk_crcs: list[str] | None = None,
+        verified: set[int] | None = None,
+        whole: Bytes | None = None,
+        verify: bool = True,
+    ) -> None:
+        self._read = read
+        self._size_bytes = size_bytes
+        self.geometry = geometry
+        self.num_rows = num_rows
+        self.key = key
+        self._chunk_crcs = chunk_crcs
+        self._verify = verify
+        self._verified = set() if verified is None else verified
+        self._whole = whole
+
+    @classmethod
+    def over(cls, data: Buffer, geometry: Geometry, num_rows: int, *, key: str = "shard") -> ShardReader:
+        """A reader of a whole shard in memory, which must stay unchanged."""
+        whole = data.view(np.uint8) if isinstance(data, np.ndarray) else np.frombuffer(data, dtype=np.uint8)
+        return cls(lambda start, stop: whole[start:stop], len(whole), geometry, num_rows, key=key, whole=whole)
+
+    @cached_property
+    def ends(self) -> npt.NDArray[np.int64]:
+        """[m + 1]: chunk c is bytes [ends[c], ends[c + 1]) of the object."""
+        geometry, wanted = self.geometry, self.geometry.chunks_of(self.num_rows)
+        footer = self._read_exactly(self._size_bytes - geometry.index_bytes, self._size_bytes, "index")
+        if self._verify:
+            self._compare("checksum of the index", crc32c(footer[:-_CRC]), _stored_crc(footer))
+        index = footer[:-_CRC].view("<u8").reshape(geometry.places, 2)
+        if (index[wanted:] != _ABSENT).any() or (index[:wanted] == _ABSENT).any():
+            present = int((index[:, 0] != _ABSENT).sum())
+            raise CorruptionError(f"{self.key}: expected the first {wanted} chunks in its index, got {present} chunks")
+        ends = np.concatenate([[0], np.cumsum(index[:wanted, 1].astype(np.int64))])
+        if (index[:wanted, 0] != ends[:-1].astype(np.uint64)).any():
+            raise CorruptionError(f"{self.key}: expected chunks in order without gaps, got the index {index.tolist()}")
+        self._compare("bytes of all chunks", self._size_bytes - geometry.index_bytes, int(ends[-1]))
+        if geometry.codec == "none" and (index[:wanted, 1] != geometry.chunk_bytes + _CRC).any():
+            raise CorruptionError(f"{self.key}: expected chunks of {geometry.chunk_bytes + _CRC} bytes, got others")
+        return ends
+
+    def rows(self, start: int, stop: int) -> Words:
+        """Words [stop - start, D]: a view of the source where the codec is none and one chunk has them all."""
+        if not 0 <= start <= stop <= self.num_rows:
+            raise ValueError(f"{self.key}: rows [{start}, {stop}) are not within its {self.num_rows}")
+        if start == stop:
+            return np.empty((0, self.geometry.width), dtype=self.geometry.dtype)
+        size = self.geometry.chunk_rows
+        first, last = start // size, (stop - 1) // size
+        chunks = self.chunks(first, last + 1)
+        if len(chunks) == 1:
+            return chunks[0][start - first * size : stop - first * size]
+        out = np.empty((stop - start, self.geometry.width), dtype=self.geometry.dtype)
+        for place, words in enumerate(chunks, start=first):
+            begin, end = max(start, place * size), min(stop, (place + 1) * size)
+            out[begin - start : end - start] = words[begin - place * size : end - place * size]
+        return out
+
+    def chunks(self, first: int, stop: int) -> list[Words]:
+        """Chunks [first, stop) as words [chunk_rows, D] each, by one read; the last may end in padding."""
+        ends = self.ends
+        stored = self._read_exactly(int(ends[first]), int(ends[stop]), f"chunks {first} to {stop - 1}")
+        base = int(ends[first])
+        return [self._decoded(c, stored[int(ends[c]) - base : int(ends[c + 1]) - base]) for c in range(first, stop)]
+
+    def gather(self, rows: npt.NDArray[np.int64], out: Words, places: npt.NDArray[np.int64]) -> None:
+        """``out[places] = rows`` of this shard, in any order; each chunk is read once."""
+        size = self.geometry.chunk_rows
+        chunk_of = rows // size
+        if self.geometry.codec == "none" and self._whole is not None:
+            self._check(np.unique(chunk_of))
+            out[places] = self._table(self._whole)[chunk_of, rows % size]
+            return
+        for first, stop in _runs(np.unique(chunk_of), limit=self._chunks_at_once()):
+            for chunk, words in enumerate(self.chunks(first, stop), start=first):
+                mine = np.flatnonzero(chunk_of == chunk)
+                out[places[mine]] = words[rows[mine] - chunk * size]
+
+    def _table(self, whole: Bytes) -> Words:
+        """[m, chunk_rows, D] over all chunks in place: they lie ``chunk_bytes`` and a checksum apart."""
+        geometry = self.geometry
+        strides = (geometry.chunk_bytes + _CRC, geometry.row_bytes, geometry.dtype.itemsize)
+        shape = (len(self.ends) - 1, geometry.chunk_rows, geometry.width)
+        return np.ndarray(shape, dtype=geometry.dtype, buffer=whole.data, strides=strides)
+
+    def _chunks_at_once(self) -> int:
+        """Neighbouring chunks worth one read: about 32 MiB."""
+        return max(1, 2**25 // self.geometry.chunk_bytes)
+
+    def _check(self, chunks: npt.NDArray[np.int64]) -> None:
+        """Check those of the chunks that no one has checked yet."""
+        for chunk in chunks.tolist():
+            if self._verify and chunk not in self._verified:
+                self.chunks(chunk, chunk + 1)
+
+    def _decoded(self, chunk: int, stored: Bytes) -> Words:
+        if self._verify and chunk not in self._verified:
+            self._check_chunk(chunk, stored)
+            self._verified.add(chunk)
+        geometry = self.geometry
+        payload = stored[:-_CRC]
+        if geometry.codec == "zstd":
+            try:
+                payload = np.frombuffer(blosc.decompress(payload), dtype=np.uint8)
+            except RuntimeError as exc:
+                raise CorruptionError(f"{self.key}: chunk {chunk} does not decompress: {exc}") from exc
+        self._compare(f"bytes of chunk {chunk}", geometry.chunk_bytes, len(payload))
+        return payload.view(geometry.dtype).reshape(geometry.chunk_rows, geometry.width)
+
+    def _check_chunk(self, chunk: int, stored: Bytes) -> None:
+        got = crc32c(stored[:-_CRC])
+        self._compare(f"CRC-32C of chunk {chunk}", f"{_stored_crc(stored):08x}", f"{got:08x}")
+        if self._chunk_crcs:
+            self._compare(f"CRC-32C of chunk {chunk} in the ledger", self._chunk_crcs[chunk], f"{got:08x}")
+
+    def _read_exactly(self, start: int, stop: int, what: str) -> Bytes:
+        if start < 0:
+            raise CorruptionError(f"{self.key}: expected at least {stop - start} bytes, got {self._size_bytes}")
+        data = self._read(start, stop)
+        self._compare(f"bytes of {what}", stop - start, len(data))
+        return data
+
+    def _compare(self, what: str, expected: object, got: object) -> None:
+        if expected != got:
+            raise CorruptionError(f"{self.key}: {what}: expected {expected}, got {got}")
+
+
+def _runs(chunks: npt.NDArray[np.int64], *, limit: int) -> Iterator[tuple[int, int]]:
+    """Ascending distinct chunks as [first, stop) runs of neighbours, none longer than ``limit``."""
+    first = stop = -1
+    for chunk in chunks.tolist():
+        if chunk != stop or stop - first >= limit:
+            if stop > first:
+                yield first, stop
+            first = chunk
+        stop = chunk + 1
+    if stop > first:
+        yield first, stop
+
+
+def _stored_crc(data: Bytes) -> int:
+    return int.from_bytes(data[-_CRC:].tobytes(), "little")
+
+
+def stored_chunk_crcs(shard: Buffer, geometry: Geometry, num_rows: int) -> list[str]:
+    """The checksums that a whole, trusted shard carries after its chunks, for its receipt."""
+    whole = np.frombuffer(shard, dtype=np.uint8)
+    ends = ShardReader.over(whole, geometry, num_rows).ends
+    return [f"{_stored_crc(whole[: int(end)]):08x}" for end in ends[1:]]

@@ -1,0 +1,209 @@
+"""Writing a store: units of whole shards, each committed by one ledger entry.
+
+write_unit, in this order:
+ 1. encode each hook point's shard and create its object (put-if-absent; objects are never replaced),
+ 2. create the object of the token rows, or find that another pass has,
+ 3. create the ledger entry. From here on the unit exists.
+
+A process that dies before 3 leaves objects that no ledger names. The next attempt at the unit meets them: equal bytes
+are kept. Where the bytes differ (other hardware can differ in low bits) the attempt goes over to the bytes that are
+there, so that two attempts at the same time always end in one consistent unit, whichever commits.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from pipeline.store import layout
+from pipeline.store.checksums import crc32c_hex
+from pipeline.store.joining import join
+from pipeline.store.ledger import Ledger, warn_if_different
+from pipeline.store.manifests import require_planned, write_manifest
+from pipeline.store.objects import Objects
+from pipeline.store.rows import TokenRows
+from pipeline.store.shard import ShardReader, encode_shard, stored_chunk_crcs
+from pipeline.store.statistics import measure
+from pipeline.store.words import Words, stored_dtype
+from schemas.errors import CorruptionError, MismatchError
+from schemas.store import HookStatistics, LedgerEntry, Manifest, ObjectReceipt, PassRecord, StoreRecord
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class StoreWriter:
+    """One pass over one store. Holds no state but facts: picklable, and any number may write at once."""
+
+    objects: Objects
+    record: StoreRecord
+    """What the store itself says, made by this job or an earlier one."""
+    pass_record: PassRecord
+    pass_id: str
+    num_rows: int
+    """Rows of this job's plan."""
+
+    @classmethod
+    def open(cls, url: str, record: StoreRecord, pass_record: PassRecord, *, num_rows: int) -> StoreWriter:
+        """Create the store and the pass at ``url``, or join them; see ``joining.join`` for what is refused.
+
+        Raises:
+            MismatchError: another identity, hook points of another pass, or rows that do not fit. SpecError.
+        """
+        objects = Objects(url)
+        found = join(objects, record, pass_record, num_rows)
+        return cls(objects, found, pass_record, layout.pass_id(pass_record), num_rows)
+
+    @property
+    def num_units(self) -> int:
+        return layout.num_units(self.num_rows, self.record.shard_rows)
+
+    @property
+    def ledger(self) -> Ledger:
+        return Ledger(self.objects, self.pass_id, self.record.fingerprint)
+
+    def unit_rows(self, unit: int) -> tuple[int, int]:
+        """Rows [start, stop) of the unit."""
+        if not 0 <= unit < self.num_units:
+            raise ValueError(f"unit {unit} is not one of the {self.num_units} units of {self.objects.url}")
+        return layout.unit_rows(unit, self.num_rows, self.record.shard_rows)
+
+    def committed_units(self) -> list[int]:
+        """Units of this plan that need not be computed, by one listing."""
+        return [unit for unit in self.ledger.units() if unit < self.num_units]
+
+    def committed(self) -> dict[int, LedgerEntry]:
+        """unit -> entry of every unit of this plan that need not be computed.
+
+        Raises:
+            MismatchError: a last unit of another length, from a job with another number of rows.
+        """
+        entries = {entry.unit: entry for entry in self.ledger.entries(self.committed_units())}
+        for entry in entries.values():
+            require_planned(entry, self.num_rows, self.record.shard_rows, self.objects.url)
+        return entries
+
+    def write_unit(
+        self,
+        unit: int,
+        arrays: Mapping[str, Words],
+        tokens: TokenRows,
+        *,
+        worker: str,
+        attempt: int,
+        seconds: Mapping[str, float],
+    ) -> LedgerEntry:
+        """Write one unit and commit it; the entry that counts, an earlier attempt's if there was one.
+
+        ``arrays``: hook point -> stored words [n, D] of exactly this pass's hook points; ``tokens``: the unit's n rows.
+        The caller keeps both. Bytes that differ from an earlier attempt's are logged (``store.unit_differs``).
+
+        Raises:
+            MismatchError: shapes, types or rows are not the unit's, or the store has other tokens for these rows.
+            ResourceError: the disk is full; nothing of the unit is committed.
+        """
+        self._require_unit(unit, arrays, tokens)
+        winner = self.ledger.read(unit)
+        if winner is not None:
+            warn_if_different(self.objects.url, winner, self._encoded(unit, arrays), attempt=attempt, worker=worker)
+            return winner
+        start, stop = self.unit_rows(unit)
+        receipts: dict[str, ObjectReceipt] = {}
+        statistics: dict[str, HookStatistics] = {}
+        for hook in sorted(arrays):
+            receipts[hook], words = self._put_shard(unit, hook, arrays[hook])
+            statistics[hook] = measure(words, self.record.dtype)
+        receipts[layout.TOKENS] = self._put_tokens(unit, tokens)
+        entry = LedgerEntry(
+            store_fingerprint=self.record.fingerprint,
+            pass_id=self.pass_id,
+            unit=unit,
+            start_row=start,
+            num_rows=stop - start,
+            objects=receipts,
+            statistics=statistics,
+            worker=worker,
+            attempt=attempt,
+            seconds=dict(seconds),
+        )
+        return self.ledger.commit(entry)
+
+    def finish(self) -> Manifest:
+        """Write the manifest once every unit is committed; calling it again changes nothing.
+
+        Raises:
+            IncompleteError: names the units that are missing. CorruptionError: a committed object has gone.
+        """
+        return write_manifest(self.objects, self.record, self._store_rows(), required=self.pass_id)
+
+    def _store_rows(self) -> int:
+        """Rows of the arrays: more than the plan's where a job asks for a part of what is complete already."""
+        hook = next(iter(self.pass_record.hook_points))
+        facts = layout.read_array(self.objects, hook)
+        if facts is None:
+            raise CorruptionError(f"{self.objects.url}/{layout.array_key(hook)}: expected metadata, got no object")
+        return int(facts["shape"][0])
+
+    def _require_unit(self, unit: int, arrays: Mapping[str, Words], tokens: TokenRows) -> None:
+        start, stop = self.unit_rows(unit)
+        dtype = stored_dtype(self.record.dtype)
+        expected = {hook: ((stop - start, width), dtype) for hook, width in self.pass_record.hook_points.items()}
+        got = {hook: (words.shape, words.dtype) for hook, words in arrays.items()}
+        if got != expected:
+            raise MismatchError(f"unit {unit} of {self.objects.url}: expected arrays {expected}, got {got}")
+        if not np.array_equal(tokens.row, np.arange(start, stop)):
+            found = f"{len(tokens)} rows" + (f" from {tokens.row[0]}" if len(tokens) else "")
+            raise MismatchError(
+                f"unit {unit} of {self.objects.url}: expected token rows [{start}, {stop}), got {found}"
+            )
+
+    def _encode(self, words: Words) -> bytearray:
+        return encode_shard(words, self.record.chunk_rows, self.record.shard_rows, self.record.codec)
+
+    def _receipt(self, key: str, data: bytes | bytearray, words: Words) -> ObjectReceipt:
+        geometry = layout.geometry(self.record, words.shape[1])
+        crcs = stored_chunk_crcs(data, geometry, len(words))
+        return ObjectReceipt(key=key, size_bytes=len(data), crc32c=crc32c_hex(data), chunk_crc32c=crcs)
+
+    def _encoded(self, unit: int, arrays: Mapping[str, Words]) -> dict[str, ObjectReceipt]:
+        """What this attempt would have written."""
+        return {
+            hook: self._receipt(layout.shard_key(hook, unit), self._encode(words), words)
+            for hook, words in arrays.items()
+        }
+
+    def _put_shard(self, unit: int, hook: str, words: Words) -> tuple[ObjectReceipt, Words]:
+        """Create the object; the receipt and the words of what is there then."""
+        key = layout.shard_key(hook, unit)
+        ours = self._encode(words)
+        if self.objects.create(key, ours):
+            return self._receipt(key, ours, words), words
+        theirs = self.objects.read(key)
+        if theirs == ours:
+            return self._receipt(key, ours, words), words
+        reader = ShardReader.over(theirs, layout.geometry(self.record, words.shape[1]), len(words), key=key)
+        try:
+            kept = reader.rows(0, len(words))
+        except CorruptionError as exc:
+            # No ledger names it and no reader can use it, so this one object may be replaced.
+            _log.warning("store.leftover_replaced store=%s key=%s reason=%s", self.objects.url, key, exc)
+            self.objects.write(key, ours)
+            return self._receipt(key, ours, words), words
+        _log.warning("store.leftover_differs store=%s key=%s: the bytes that are there stay", self.objects.url, key)
+        return self._receipt(key, theirs, words), kept
+
+    def _put_tokens(self, unit: int, tokens: TokenRows) -> ObjectReceipt:
+        """Create the object or find that an earlier attempt or pass has, whose rows must be the same."""
+        key = layout.tokens_key(unit)
+        data = tokens.to_parquet()
+        if not self.objects.create(key, data):
+            data = self.objects.read(key)
+            if TokenRows.from_parquet(data, where=f"{self.objects.url}/{key}") != tokens:
+                raise MismatchError(
+                    f"{self.objects.url}/{key} has other tokens for the same rows: the token table has changed. "
+                    "Choose another output."
+                )
+        return ObjectReceipt(key=key, size_bytes=len(data), crc32c=crc32c_hex(data))
