@@ -1,1 +1,56 @@
-"""stub"""
+"""The public face of Headworks: open what jobs made, run jobs, submit jobs. Imports nothing heavy before it is called."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from importlib import metadata
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from deploy.submission import ClusterJob
+    from pipeline.dictionaries.dictionary import Dictionary
+    from pipeline.store.reader import Store
+    from schemas.pipeline import AnyJob
+
+__all__ = ["__version__", "load_dictionary", "load_job", "open_store", "run", "submit"]
+
+try:
+    __version__ = metadata.version("headworks")
+except metadata.PackageNotFoundError:
+    __version__ = "0+source"
+
+
+def open_store(url: str, *, allow_partial: bool = False) -> Store:
+    """A finished activation store, or with ``allow_partial`` what there is of one."""
+    from pipeline.store.reader import Store
+
+    return Store.open(url, allow_partial=allow_partial)
+
+
+def load_dictionary(url: str) -> Dictionary:
+    """A trained dictionary from its folder."""
+    from pipeline.dictionaries.folder import load_dictionary
+
+    return load_dictionary(url)
+
+
+def load_job(path: str | os.PathLike[str], overrides: Iterable[str] = ()) -> AnyJob:
+    """The job of a YAML file; ``overrides`` are ``path=value``."""
+    from pipeline.spec_file import load_job
+
+    return load_job(path, overrides)
+
+
+def run(job: AnyJob, *, address: str | None = None) -> dict[str, Any]:
+    """Run a job, on a Ray of its own or the one at ``address``, and return its summary."""
+    from workers.run import run_job
+
+    return run_job(job, address=address)
+
+
+def submit(job: AnyJob, address: str, *, attempt: int | None = None) -> ClusterJob:
+    """Hand a job to the cluster whose dashboard is at ``address`` and return without waiting."""
+    from deploy.submission import submit
+
+    return submit(job, address, attempt=attempt)

@@ -1,0 +1,1 @@
+"""How Headworks is started: the command line, submission to a cluster, the entry point of submitted jobs."""

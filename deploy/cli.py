@@ -1,0 +1,260 @@
+"""The command line. Commands parse, call one function of the layer below, and show its result.
+
+Nothing heavy is imported before a command needs it, so that ``headworks --help`` answers at once.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import click
+
+from deploy import show
+from deploy.exits import Stopped, guarded, stoppable
+
+_KINDS = ("collect", "train", "evaluate", "pipeline")
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The console script ``headworks``; ends the interpreter with one of the codes of ``deploy.exits``."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    logging.basicConfig(level=logging.WARNING, format="%(name)s: %(message)s")
+    code = guarded(
+        lambda: cli.main(words, prog_name="headworks", standalone_mode=False),
+        debug="--debug" in words,
+        as_json="--json" in words,
+    )
+    sys.exit(code)
+
+
+def _json_option(command: Callable[..., Any]) -> Callable[..., Any]:
+    return click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")(command)
+
+
+def _set_option(command: Callable[..., Any]) -> Callable[..., Any]:
+    return click.option(
+        "--set",
+        "overrides",
+        multiple=True,
+        metavar="PATH=VALUE",
+        help="Override a field, for example jobs[0].tokens.max_tokens=100000. May be given again.",
+    )(command)
+
+
+def _address_option(command: Callable[..., Any]) -> Callable[..., Any]:
+    return click.option(
+        "--address",
+        envvar="RAY_API_SERVER_ADDRESS",
+        default="http://127.0.0.1:8265",
+        show_default=True,
+        help="URL of the cluster's dashboard.",
+    )(command)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.option("--debug", is_flag=True, help="Show where an error happened.")
+def cli(debug: bool) -> None:
+    """Collect activations, train sparse dictionaries on them, evaluate them: on a laptop or on a Ray cluster."""
+    if debug:
+        logging.getLogger().setLevel(logging.INFO)
+
+
+@cli.command()
+@click.argument("spec", type=click.Path())
+@_set_option
+@click.option(
+    "--address", default=None, help="A running Ray (HOST:6379, ray://HOST:10001, auto); none: start one here."
+)
+@_json_option
+def run(spec: str, overrides: tuple[str, ...], address: str | None, as_json: bool) -> None:
+    """Run the job of a YAML file and wait for it.
+
+    What an earlier run of the same job has finished is not computed again.
+    """
+    from pipeline.spec_file import load_job
+
+    job = load_job(spec, overrides)
+    with stoppable(lambda: _kept(job)):
+        from workers.progress import Progress
+        from workers.run import run_job
+
+        summary = run_job(job, address=address, progress=Progress(sys.stderr))
+    show.emit(summary, show.summary_lines(summary), as_json=as_json)
+
+
+def _kept(job: Any) -> str:
+    outputs = ", ".join(each.output for each in getattr(job, "jobs", [job]))
+    return (
+        f"stopped. Kept: every committed unit, the last checkpoint and everything that was finished, in {outputs}. "
+        "The same command goes on from there."
+    )
+
+
+@cli.command()
+@click.argument("spec", type=click.Path())
+@_set_option
+@_address_option
+@click.option(
+    "--attempt", type=click.IntRange(0), default=None, help="Number of this attempt; none: the next free one."
+)
+@click.option(
+    "--follow/--no-wait", default=False, help="Show the job's log until it ends, or return at once (default)."
+)
+@_json_option
+def submit(
+    spec: str, overrides: tuple[str, ...], address: str, attempt: int | None, follow: bool, as_json: bool
+) -> None:
+    """Hand the job of a YAML file to a cluster that has Headworks installed."""
+    from deploy import submission
+    from pipeline.spec_file import load_job
+
+    job = submission.submit(load_job(spec, overrides), address, attempt=attempt)
+    if not follow:
+        show.emit(job.facts(), [f"submitted as {job.id}"], as_json=as_json)
+        return
+    click.echo(f"submitted as {job.id}", err=True)
+    _follow(job.id, address, as_json=as_json)
+
+
+def _follow(identifier: str, address: str, *, as_json: bool) -> None:
+    """Log on stdout, or on stderr where stdout is for JSON."""
+    from deploy import submission
+
+    try:
+        job = submission.follow(identifier, address, lambda text: click.echo(text, nl=False, err=as_json))
+    except KeyboardInterrupt:
+        raise Stopped(
+            f"no longer watching; {identifier} goes on. `headworks jobs stop {identifier} --address {address}` ends it"
+        ) from None
+    show.emit(job.facts(), [f"{job.id}: {job.status}"], as_json=as_json)
+
+
+@cli.group()
+def jobs() -> None:
+    """Jobs on a cluster."""
+
+
+@jobs.command("list")
+@_address_option
+@_json_option
+def list_jobs(address: str, as_json: bool) -> None:
+    """All jobs of Headworks, newest first."""
+    from deploy import submission
+
+    rows = [job.facts() for job in submission.jobs(address)]
+    columns = ("id", "kind", "status", "started", "ended")
+    show.emit(rows, show.table(rows, columns) if rows else ["no jobs"], as_json=as_json)
+
+
+@jobs.command()
+@click.argument("job")
+@_address_option
+@_json_option
+def status(job: str, address: str, as_json: bool) -> None:
+    """One job."""
+    from deploy import submission
+
+    facts = submission.status(job, address).facts()
+    show.emit(facts, show.pairs(facts), as_json=as_json)
+
+
+@jobs.command()
+@click.argument("job")
+@_address_option
+@click.option("--follow", is_flag=True, help="Go on until the job ends; exit code 1 if it fails.")
+@_json_option
+def logs(job: str, address: str, follow: bool, as_json: bool) -> None:
+    """What a job has written."""
+    from deploy import submission
+
+    if follow:
+        _follow(job, address, as_json=as_json)
+        return
+    text = submission.logs(job, address)
+    show.emit({"id": job, "logs": text}, text.splitlines(), as_json=as_json)
+
+
+@jobs.command()
+@click.argument("job")
+@_address_option
+@_json_option
+def stop(job: str, address: str, as_json: bool) -> None:
+    """Stop a job; what it has committed is kept."""
+    from deploy import submission
+
+    stopped = submission.stop(job, address)
+    words = f"{job} is stopping" if stopped else f"{job} had ended already"
+    show.emit({"id": job, "stopped": stopped}, [words], as_json=as_json)
+
+
+@cli.command()
+@click.option("--kind", type=click.Choice(_KINDS), default=None, help="One kind of job only.")
+@click.option("--markdown", is_flag=True, help="Tables to read instead of JSON Schema.")
+@_json_option
+def schema(kind: str | None, markdown: bool, as_json: bool) -> None:
+    """JSON Schema of the job specs, for editors."""
+    from deploy import reference
+
+    if markdown and not as_json:
+        click.echo(reference.markdown())
+        return
+    show.emit(reference.kind_schema(kind) if kind else reference.job_schema(), [], as_json=True)
+
+
+@cli.group()
+def store() -> None:
+    """Activation stores."""
+
+
+@store.command("info")
+@click.argument("url")
+@_json_option
+def store_info(url: str, as_json: bool) -> None:
+    """What a store holds and what it was made from."""
+    from deploy import inspection
+
+    facts = inspection.store_facts(url)
+    show.emit(facts, inspection.store_lines(facts), as_json=as_json)
+
+
+@store.command()
+@click.argument("url")
+@click.option("--quick", is_flag=True, help="Compare lengths only; do not read the data.")
+@_json_option
+def verify(url: str, quick: bool, as_json: bool) -> None:
+    """Read a store and compare it with its ledger; exit code 1 if anything differs."""
+    from deploy import inspection
+
+    problems = inspection.store_problems(url, is_deep=not quick)
+    show.emit({"url": url, "problems": problems}, problems or [f"{url}: no problems"], as_json=as_json)
+    if problems:
+        raise click.exceptions.Exit(1)
+
+
+@cli.group()
+def dictionary() -> None:
+    """Trained dictionaries."""
+
+
+@dictionary.command("info")
+@click.argument("path")
+@_json_option
+def dictionary_info(path: str, as_json: bool) -> None:
+    """What a dictionary is and what it was trained on; of each, if the folder holds several."""
+    from deploy import inspection
+
+    records = inspection.dictionary_records(path)
+    show.emit(records, inspection.dictionary_lines(records), as_json=as_json)
+
+
+@cli.command()
+@_json_option
+def version(as_json: bool) -> None:
+    """Versions of Headworks and of what it stands on."""
+    from schemas.versions import versions
+
+    facts = versions()
+    show.emit(facts, show.pairs(facts), as_json=as_json)

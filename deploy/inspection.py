@@ -1,0 +1,135 @@
+"""What stores and dictionaries say of themselves, as plain data and in words."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from deploy import show
+from schemas.dictionary import DictionaryRecord
+from schemas.errors import MissingError
+
+_RECORD = "dictionary.json"
+
+
+def store_facts(url: str) -> dict[str, Any]:
+    """Size, layout, provenance and statistics of a store; a partial one says so.
+
+    Raises:
+        MissingError: there is no store.
+    """
+    from pipeline.store.reader import Store
+
+    store = Store.open(url, allow_partial=True)
+    record = store.record
+    return {
+        "url": store.url,
+        "is_complete": store.manifest is not None,
+        "num_rows": store.num_rows,
+        "num_units": store.num_units,
+        "size_bytes": store.manifest.size_bytes if store.manifest else 0,
+        "dtype": record.dtype,
+        "chunk_rows": record.chunk_rows,
+        "shard_rows": record.shard_rows,
+        "codec": record.codec,
+        "fingerprint": store.fingerprint,
+        "table_fingerprint": store.table_fingerprint,
+        "model": record.identity.get("model", {}),
+        "versions": record.versions,
+        "hook_points": {name: _hook_facts(store, name, width) for name, width in store.hook_points.items()},
+    }
+
+
+def _hook_facts(store: Any, name: str, width: int) -> dict[str, Any]:
+    statistics = store.statistics.get(name)
+    if statistics is None:
+        return {"d_model": width}
+    return {
+        "d_model": width,
+        "rows": statistics.count,
+        "mean_norm": statistics.norm_sum / max(statistics.count, 1),
+        "num_nan": statistics.num_nan,
+        "num_inf": statistics.num_inf,
+    }
+
+
+def store_lines(facts: dict[str, Any]) -> list[str]:
+    """For a terminal."""
+    model = facts["model"]
+    shown = {
+        "store": facts["url"],
+        "state": "complete" if facts["is_complete"] else "partial: a collection is running or was stopped",
+        "rows": f"{facts['num_rows']:,} in {facts['num_units']} units of {facts['shard_rows']:,}",
+        "bytes": f"{facts['size_bytes']:,}",
+        "layout": f"{facts['dtype']}, chunks of {facts['chunk_rows']:,} rows, codec {facts['codec']}",
+        "model": f"{model.get('path', '?')} ({model.get('dtype', '?')})",
+        "fingerprint": facts["fingerprint"],
+        "token table": facts["table_fingerprint"],
+    }
+    points = [
+        {"hook point": name, "d_model": point["d_model"], "mean norm": f"{point.get('mean_norm', float('nan')):.3f}"}
+        | {"NaN rows": point.get("num_nan", "?"), "Inf rows": point.get("num_inf", "?")}
+        for name, point in facts["hook_points"].items()
+    ]
+    return [*show.pairs(shown), "", *show.table(points, ("hook point", "d_model", "mean norm", "NaN rows", "Inf rows"))]
+
+
+def store_problems(url: str, *, is_deep: bool) -> list[str]:
+    """What differs from the ledger, one line each; deep reads every byte."""
+    from pipeline.store.reader import Store
+
+    return [str(problem) for problem in Store.open(url, allow_partial=True).verify(is_deep)]
+
+
+def dictionary_records(path: str) -> list[dict[str, Any]]:
+    """The record of the dictionary at ``path``, or of each dictionary in the folder of a train job.
+
+    Raises:
+        MissingError: there is none.
+    """
+    from pipeline.store.objects import Objects
+
+    folder = Objects(path)
+    places = [folder] if folder.exists(_RECORD) else _below(folder)
+    if not places:
+        raise MissingError(
+            f"no dictionary at {path}: expected {_RECORD} there, or NAME/{_RECORD} of a train job that has finished"
+        )
+    return [_facts(place) for place in places]
+
+
+def _below(folder: Any) -> list[Any]:
+    names = [key.split("/")[0] for key in folder.list() if key.count("/") == 1 and key.endswith(f"/{_RECORD}")]
+    return [folder.at(name) for name in names]
+
+
+def _facts(place: Any) -> dict[str, Any]:
+    record = DictionaryRecord.model_validate_json(place.read(_RECORD))
+    return {"url": place.url, **record.model_dump(mode="json")}
+
+
+def dictionary_lines(records: list[dict[str, Any]]) -> list[str]:
+    """For a terminal."""
+    lines: list[str] = []
+    for record in records:
+        spec = record["spec"]
+        shown = {
+            "dictionary": record["url"],
+            "sources": _points(record["d_source"]),
+            "targets": _points(record["d_target"]),
+            "latents": f"{spec['num_latents']:,}, {_activation(spec['activation'])}{', skip' if spec['skip'] else ''}",
+            "trained": f"{record['steps']:,} steps, {record['tokens']:,} rows",
+            "metrics": ", ".join(f"{name} {value:.4g}" for name, value in record["metrics"].items()),
+            "model": record["model"].get("path", "?"),
+            "store": record["store_fingerprint"],
+            "versions": ", ".join(f"{name} {number}" for name, number in record["versions"].items()),
+        }
+        lines += [*show.pairs(shown), ""]
+    return lines[:-1]
+
+
+def _points(widths: dict[str, int]) -> str:
+    return ", ".join(f"{name} [{width}]" for name, width in widths.items())
+
+
+def _activation(activation: dict[str, Any]) -> str:
+    return f"topk k={activation['k']}" if activation["kind"] == "topk" else activation["kind"]

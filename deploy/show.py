@@ -1,0 +1,52 @@
+"""Results in words for a terminal; ``--json`` prints the data itself."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import click
+
+_FIGURES = {"fvu": "FVU", "l0": "L0", "dead_share": "dead", "ce_recovered": "CE recovered"}
+
+
+def emit(data: Any, lines: Iterable[str], *, as_json: bool) -> None:
+    """``data`` as JSON, or the lines."""
+    if as_json:
+        click.echo(json.dumps(data, indent=1))
+    else:
+        for line in lines:
+            click.echo(line)
+
+
+def summary_lines(summary: Mapping[str, Any]) -> list[str]:
+    """What a run made, in a few lines."""
+    lines = [f"{summary['name']}: {summary['status']} in {summary['seconds']['total']:.0f} s"]
+    if collection := summary["collection"]:
+        lines.append(
+            f"  collection: {collection['tokens']:,} tokens, {collection['tokens_per_s']:,.0f} tokens/s, "
+            f"{collection['bytes'] / 1e6:,.0f} MB"
+        )
+    for name, figures in summary["dictionaries"].items():
+        shown = figures if "fvu" in figures else figures.get("training", {})
+        where = "" if "fvu" in figures else " (last training step)"
+        words = [f"{word} {shown[key]:.4g}" for key, word in _FIGURES.items() if shown.get(key) is not None]
+        lines.append(f"  dictionary {name}: {', '.join(words)}{where}")
+    lines += [
+        f"  {name}: {job['output']}{' (reused)' if job['reused'] else ''}" for name, job in summary["jobs"].items()
+    ]
+    return lines
+
+
+def table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> list[str]:
+    """Aligned columns under their names."""
+    cells = [list(columns), *([str(row[column]) for column in columns] for row in rows)]
+    widths = [max(len(line[place]) for line in cells) for place in range(len(columns))]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in cells]
+
+
+def pairs(facts: Mapping[str, Any]) -> list[str]:
+    """``name: value`` lines, values aligned."""
+    width = max((len(name) for name in facts), default=0) + 1
+    return [f"{name + ':':<{width}} {value}" for name, value in facts.items()]

@@ -1,0 +1,275 @@
+"""Jobs on a cluster through Ray's Jobs API: submit, list, follow, stop.
+
+The spec travels as data: ``job.json`` in the job's working directory, run by ``deploy.entry`` of the Headworks that is
+installed on the cluster. Nothing of a spec becomes a command line or a runtime environment.
+
+A job's id is made of its name, the fingerprint of what it computes and the attempt, so the same job submitted twice is
+refused while the first still runs, whoever submits it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import shlex
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from pipeline.spec_paths import anchored
+from schemas.errors import JobError, MismatchError, MissingError, SpecError, UnreachableError, UserError, nearest
+from schemas.fingerprint import fingerprint
+from schemas.pipeline import AnyJob
+
+CONNECT_TIMEOUT_S = 5.0
+JOB_FILE = "job.json"
+PYTHON = "HEADWORKS_PYTHON"
+"""Environment variable of the cluster: the interpreter that has Headworks, where ``python`` on its PATH has not."""
+
+_ENDED = {"SUCCEEDED", "FAILED", "STOPPED"}
+_MARK = "headworks_fingerprint"
+_RAY_ADDRESSES = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")
+
+
+@dataclass(frozen=True)
+class ClusterJob:
+    """A job as the cluster knows it."""
+
+    id: str
+    name: str
+    kind: str
+    attempt: int
+    status: str
+    """PENDING, RUNNING, SUCCEEDED, FAILED or STOPPED."""
+    started: str
+    """ISO 8601, UTC; empty before the start."""
+    ended: str
+    """ISO 8601, UTC; empty before the end."""
+    fingerprint: str
+    message: str
+    """What Ray says of the status."""
+
+    @property
+    def has_ended(self) -> bool:
+        """Nothing more will happen."""
+        return self.status in _ENDED
+
+    def facts(self) -> dict[str, Any]:
+        """As plain data."""
+        return asdict(self)
+
+
+def job_fingerprint(job: AnyJob) -> str:
+    """Of what a job computes and where it puts it; resources are left out."""
+    return fingerprint(_without_resources(job.model_dump(mode="json")))
+
+
+def _without_resources(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_resources(item) for key, item in value.items() if key not in {"workers", "cluster"}}
+    if isinstance(value, list):
+        return [_without_resources(item) for item in value]
+    return value
+
+
+def submit(job: AnyJob, address: str, *, attempt: int | None = None) -> ClusterJob:
+    """Hand a job to the cluster and return without waiting.
+
+    Relative paths are made absolute from the current directory; the cluster must see the same storage under them.
+    ``attempt`` None: the first that is free.
+
+    Raises:
+        MismatchError: the same job is still running, or that attempt was there already.
+        UnreachableError: nothing answers at the address.
+    """
+    client = connect(address)
+    job = anchored(job, Path.cwd())
+    mark = job_fingerprint(job)
+    same = [other for other in _jobs(client) if other.fingerprint == mark]
+    number = _attempt(same, attempt)
+    with tempfile.TemporaryDirectory(prefix="headworks-submit-") as folder, _explained(address):
+        # The name makes the upload's content unlike that of any other attempt: Ray drops packages nobody uses.
+        content = {"job": job.model_dump(mode="json"), "attempt": number}
+        Path(folder, JOB_FILE).write_text(json.dumps(content, indent=1) + "\n", "utf-8")
+        identifier = client.submit_job(
+            entrypoint=_entrypoint(),
+            submission_id=f"{job.name}-{mark[:12]}-{number}",
+            runtime_env={"working_dir": folder},
+            metadata={_MARK: mark, "name": job.name, "kind": job.kind, "attempt": str(number)},
+        )
+    return status(identifier, address)
+
+
+def _attempt(same: list[ClusterJob], wanted: int | None) -> int:
+    for other in same:
+        if not other.has_ended:
+            raise MismatchError(
+                f"this job is {other.status.lower()} on the cluster already, as {other.id}; two of them would write to "
+                "the same output. Watch it (`headworks jobs status`), or stop it first (`headworks jobs stop`)"
+            )
+        if other.attempt == wanted:
+            raise MismatchError(f"attempt {wanted} of this job was there already, as {other.id} ({other.status})")
+    return max((other.attempt + 1 for other in same), default=0) if wanted is None else wanted
+
+
+def _entrypoint() -> str:
+    """A fixed command: the first interpreter that has Headworks runs the entry point on the job file.
+
+    The submitter's own comes last; it is the right one where the cluster is on this machine or has the same image.
+    """
+    candidates = f'"${PYTHON}" python python3 {shlex.quote(sys.executable)}'
+    return (
+        f"for p in {candidates}; do "
+        'command -v "$p" >/dev/null 2>&1 && "$p" -c "import deploy.entry" >/dev/null 2>&1 '
+        f'&& exec "$p" -m deploy.entry {JOB_FILE}; done; '
+        f"echo 'Headworks is not installed on the head node: no python on the PATH can import it; install it there, or "
+        f"set {PYTHON} before ray start' >&2; exit 2"
+    )
+
+
+def jobs(address: str) -> list[ClusterJob]:
+    """Headworks' jobs on the cluster, newest first."""
+    return sorted(_jobs(connect(address)), key=lambda job: job.started or "9", reverse=True)
+
+
+def status(identifier: str, address: str) -> ClusterJob:
+    """One job.
+
+    Raises:
+        MissingError: the cluster has no such job.
+    """
+    found = _jobs(connect(address))
+    for job in found:
+        if job.id == identifier:
+            return job
+    known = [job.id for job in found]
+    raise MissingError(
+        f"no job {identifier!r} at {address}{nearest(identifier, known)}; `headworks jobs list` names them"
+    )
+
+
+def logs(identifier: str, address: str) -> str:
+    """What the job has written so far."""
+    status(identifier, address)
+    with _explained(address):
+        text: str = connect(address).get_job_logs(identifier)
+    return text
+
+
+def follow(identifier: str, address: str, write: Callable[[str], None]) -> ClusterJob:
+    """Write the job's log as it comes, until the job ends.
+
+    Raises:
+        JobError: the job failed or was stopped.
+    """
+    status(identifier, address)
+    client = connect(address)
+
+    async def tail() -> None:
+        async for lines in client.tail_job_logs(identifier):
+            write(lines)
+
+    with _explained(address):
+        asyncio.run(tail())
+    job = status(identifier, address)
+    if job.status != "SUCCEEDED":
+        raise JobError(f"{identifier} {job.status.lower()}: {job.message}")
+    return job
+
+
+def stop(identifier: str, address: str) -> bool:
+    """Ask a job to stop, and return whether it was running. What it has committed is kept."""
+    job = status(identifier, address)
+    with _explained(address):
+        return not job.has_ended and bool(connect(address).stop_job(identifier))
+
+
+def connect(address: str) -> Any:
+    """Ray's ``JobSubmissionClient``.
+
+    Raises:
+        SpecError: not an address of a Jobs API.
+        UnreachableError: nothing answers there.
+    """
+    if not address.startswith(("http://", "https://")):
+        raise SpecError(f"--address {address}: expected the URL of the cluster's dashboard, as http://HOST:8265")
+    import requests
+
+    try:
+        # Ray's own client waits without end where a firewall drops packets.
+        requests.get(f"{address.rstrip('/')}/api/version", timeout=CONNECT_TIMEOUT_S)
+    except requests.RequestException as error:
+        raise UnreachableError(
+            f"no Ray Jobs API answers at {address}: {_reason(error)}\nCheck the host and the port (8265 unless "
+            "`ray start` was given another --dashboard-port), that the cluster runs with its dashboard, and that a "
+            "tunnel or firewall lets you through."
+        ) from error
+    from ray.job_submission import JobSubmissionClient
+
+    with _explained(address), _unset(_RAY_ADDRESSES):
+        return JobSubmissionClient(address)
+
+
+def _reason(error: Exception) -> str:
+    """The innermost cause, without the address of a Python object in it."""
+    cause: BaseException = error
+    while cause.__context__ is not None:
+        cause = cause.__context__
+    return str(cause)
+
+
+@contextmanager
+def _unset(names: tuple[str, ...]) -> Iterator[None]:
+    """Ray prefers these variables to the address that it is given; the given one is meant."""
+    kept = {name: os.environ.pop(name) for name in names if name in os.environ}
+    try:
+        yield
+    finally:
+        os.environ.update(kept)
+
+
+@contextmanager
+def _explained(address: str) -> Iterator[None]:
+    """The client's errors in our words: it raises RuntimeError with the server's traceback, ConnectionError otherwise."""
+    try:
+        yield
+    except ConnectionError as error:
+        raise UnreachableError(f"the cluster at {address} stopped answering: {error}") from error
+    except RuntimeError as error:
+        raise UserError(f"the cluster at {address} refused: {_last_line(error)}") from error
+
+
+def _last_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).replace("\\n", "\n").splitlines() if line.strip(" .")]
+    return lines[-1] if lines else type(error).__name__
+
+
+def _jobs(client: Any) -> list[ClusterJob]:
+    with _explained(client.get_address()):
+        found = client.list_jobs()
+    return [_view(details) for details in found if _MARK in (details.metadata or {})]
+
+
+def _view(details: Any) -> ClusterJob:
+    facts = details.metadata
+    return ClusterJob(
+        id=details.submission_id,
+        name=facts["name"],
+        kind=facts["kind"],
+        attempt=int(facts["attempt"]),
+        status=str(details.status.value if hasattr(details.status, "value") else details.status),
+        started=_time(details.start_time),
+        ended=_time(details.end_time),
+        fingerprint=facts[_MARK],
+        message=_last_line(RuntimeError(details.message or "")) if details.message else "",
+    )
+
+
+def _time(milliseconds: int | None) -> str:
+    return datetime.fromtimestamp(milliseconds / 1000, UTC).isoformat(timespec="seconds") if milliseconds else ""

@@ -1,0 +1,71 @@
+"""Evaluation on Ray: one task with a node to itself, so that the driver needs neither the model nor the memory."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import ray
+
+from schemas.errors import HeadworksError, JobError
+from schemas.evaluate import EvaluateSpec
+from workers import board
+from workers.progress import Progress, Task
+
+POLL_S = 0.5
+
+
+def run_evaluate(spec: EvaluateSpec, *, progress: Progress) -> dict[str, Any]:
+    """``pipeline.evaluation.evaluate.evaluate`` on the connected Ray; its figures.
+
+    Paths in the spec are absolute or URLs.
+
+    Raises:
+        HeadworksError: what the evaluation raised.
+        JobError: its process died twice.
+    """
+    notices = board.open_board()
+    num_cpus, num_gpus = _largest_node()
+    task = ray.remote(num_cpus=num_cpus, num_gpus=num_gpus, max_retries=1)(_evaluate)
+    reference = task.remote(spec.model_dump(mode="json"), notices, max(1, int(num_cpus)))
+    try:
+        with progress.task(spec.name, unit="rows") as shown:
+            while not ray.wait([reference], timeout=POLL_S)[0]:
+                _show(shown, board.read(notices))
+        figures: dict[str, Any] = ray.get(reference)
+    except ray.exceptions.RayTaskError as error:
+        if isinstance(error.cause, HeadworksError):
+            raise error.cause from None
+        raise JobError(f"{spec.name} failed: {error}") from error
+    except ray.exceptions.RayError as error:
+        raise JobError(
+            f"the process of {spec.name} died, and so did the one that took its place: {error}\nIt was most often "
+            "killed for its memory: lower max_rows or report.rows."
+        ) from error
+    finally:
+        ray.cancel(reference, force=True)
+    return figures
+
+
+def _largest_node() -> tuple[float, float]:
+    """``(cores, 1 if it has a GPU)`` of the node with most GPUs, then cores."""
+    nodes: Any = ray.nodes
+    resources = [node["Resources"] for node in nodes() if node["Alive"]]
+    num_gpus, num_cpus = max((node.get("GPU", 0.0), node.get("CPU", 0.0)) for node in resources)
+    return num_cpus, min(num_gpus, 1.0)
+
+
+def _evaluate(spec: dict[str, Any], notices: Any, num_threads: int) -> dict[str, Any]:
+    import torch
+    from pipeline.evaluation.evaluate import evaluate
+
+    torch.set_num_threads(num_threads)
+    return evaluate(EvaluateSpec.model_validate(spec), progress=board.poster(notices))
+
+
+def _show(task: Task, record: dict[str, Any]) -> None:
+    done = int(record.get("done", 0))
+    task.total = int(record.get("total", task.total))
+    if done > task.done:
+        task.advance(done - task.done)
+    else:
+        task.tick()

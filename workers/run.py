@@ -1,0 +1,172 @@
+"""Any job from its spec to its summary: connects Ray, runs the jobs of a pipeline in order, writes ``summary.json``.
+
+The summary is written when the first job begins and again after each, so that a reader sees how far a run is; its
+``status`` is ``running``, then ``succeeded``, ``failed`` or ``stopped``.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pipeline.spec_paths import anchored
+from pipeline.store.objects import Objects
+from pipeline.store.reader import Store
+from schemas.collect import CollectSpec
+from schemas.errors import DataError, MissingError, SpecError, nearest
+from schemas.evaluate import EvaluateSpec
+from schemas.pipeline import AnyJob, ClusterSpec, PipelineSpec
+from schemas.train import TrainSpec
+from schemas.versions import versions
+from workers.cluster import connect
+from workers.collect import run_collect
+from workers.evaluate import run_evaluate
+from workers.progress import Progress
+from workers.train import require_room, run_train
+
+Job = CollectSpec | TrainSpec | EvaluateSpec
+
+SUMMARY = "summary.json"
+
+
+def run_job(job: AnyJob, *, address: str | None = None, progress: Progress | None = None) -> dict[str, Any]:
+    """Run a job here or on the Ray at ``address``, and return its summary, see ``summarised``.
+
+    Relative paths mean the current directory. What an earlier run of the same job has finished is reused.
+
+    Raises:
+        HeadworksError: what the job raised; what was committed is kept.
+    """
+    job = anchored(job, Path.cwd())
+    jobs = job.resolved() if isinstance(job, PipelineSpec) else [job]
+    require_hook_points(jobs)
+    run = _Run(job)
+    try:
+        with connect(job.cluster if isinstance(job, PipelineSpec) else ClusterSpec(), address) as cluster:
+            for each in jobs:
+                if isinstance(each, TrainSpec) and cluster.is_own:
+                    require_room(each, cluster)
+            for each in jobs:
+                run.write("running")
+                run.add(each, progress or Progress())
+    except Exception as error:
+        run.write("failed", error=f"{type(error).__name__}: {error}")
+        raise
+    except KeyboardInterrupt:
+        run.write("stopped")
+        raise
+    return run.write("succeeded")
+
+
+def require_hook_points(jobs: Sequence[Job]) -> None:
+    """Refuse, before anything is computed, training on hook points that its collection will not have stored.
+
+    Raises:
+        SpecError: naming the dictionary, the hook point and what is near.
+    """
+    collected = {job.output: set(job.hook_points) for job in jobs if isinstance(job, CollectSpec)}
+    for job in jobs:
+        if not isinstance(job, TrainSpec) or job.store not in collected:
+            continue
+        # Hook points that an earlier collection left in the same store count as well.
+        known = collected[job.store] | _stored(job.store)
+        for dictionary in job.dictionaries:
+            for point in [*dictionary.sources, *dictionary.target_points]:
+                if point not in known:
+                    raise SpecError(
+                        f"{job.name}: dictionary {dictionary.name!r} needs the hook point {point!r}, which the job that "
+                        f"collects {job.store} does not have among its hook_points{nearest(point, known)}"
+                    )
+
+
+def _stored(url: str) -> set[str]:
+    try:
+        return set(Store.open(url).hook_points)
+    except (MissingError, DataError):
+        return set()
+
+
+@dataclass
+class _Run:
+    """A job while it runs, and what is known of its parts."""
+
+    job: AnyJob
+    results: dict[str, tuple[Job, dict[str, Any]]] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    def add(self, job: Job, progress: Progress) -> None:
+        """Run one job and keep its result."""
+        begun = time.perf_counter()
+        self.results[job.name] = job, _execute(job, progress)
+        self.seconds[job.name] = round(time.perf_counter() - begun, 3)
+
+    def write(self, status: str, error: str = "") -> dict[str, Any]:
+        """Write ``summary.json`` and return it."""
+        summary = summarised(self.job, self.results, self.seconds) | {"status": status, "error": error}
+        folder, name = summary_place(self.job)
+        Objects(folder).write(name, (json.dumps(summary, indent=1) + "\n").encode())
+        return summary
+
+
+def _execute(job: Job, progress: Progress) -> dict[str, Any]:
+    match job:
+        case CollectSpec():
+            return run_collect(job, progress=progress)
+        case TrainSpec():
+            return run_train(job, progress=progress)
+        case EvaluateSpec():
+            return run_evaluate(job, progress=progress)
+
+
+def summary_place(job: AnyJob) -> tuple[str, str]:
+    """``(folder, file name)`` of a job's summary: in its output, but beside a store, which holds its own objects only."""
+    output = job.output.rstrip("/")
+    if isinstance(job, CollectSpec):
+        folder, _, name = output.rpartition("/")
+        return folder, f"{name}.{SUMMARY}"
+    return output, SUMMARY
+
+
+def summarised(
+    job: AnyJob, results: dict[str, tuple[Job, dict[str, Any]]], seconds: dict[str, float]
+) -> dict[str, Any]:
+    """What ``summary.json`` says.
+
+    ``collection``: figures of the collect job, of the first if there are several. ``dictionaries``: name -> figures of the
+    evaluation, and ``training``, those of the last step; a name that two train jobs use is given as JOB/NAME. ``jobs``:
+    every job's own result under its name. ``seconds``: job name -> wall time of this run, and ``total``.
+    """
+    collections = [figures for each, figures in results.values() if isinstance(each, CollectSpec)]
+    return {
+        "format": 1,
+        "name": job.name,
+        "kind": job.kind,
+        "output": job.output,
+        "collection": collections[0] if collections else {},
+        "dictionaries": _dictionaries(results),
+        "seconds": {**seconds, "total": round(sum(seconds.values()), 3)},
+        "jobs": {
+            name: {"kind": each.kind, "output": each.output, "reused": bool(figures.get("reused", False))}
+            for name, (each, figures) in results.items()
+        },
+        "versions": versions(),
+    }
+
+
+def _dictionaries(results: dict[str, tuple[Job, dict[str, Any]]]) -> dict[str, dict[str, Any]]:
+    trained = {each.output: each for each, _ in results.values() if isinstance(each, TrainSpec)}
+    names = [spec.name for each in trained.values() for spec in each.dictionaries]
+    found: dict[str, dict[str, Any]] = {}
+    for each, figures in results.values():
+        if isinstance(each, CollectSpec):
+            continue
+        owner = each if isinstance(each, TrainSpec) else trained.get(each.dictionaries)
+        for name, values in figures["dictionaries"].items():
+            key = f"{owner.name}/{name}" if owner and names.count(name) > 1 else name
+            entry = found.setdefault(key, {})
+            entry.update({"training": values} if isinstance(each, TrainSpec) else values)
+    return found
