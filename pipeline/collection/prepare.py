@@ -1,0 +1,196 @@
+"""What a collect job has yet to compute: reads the spec, the token table and the store, if there is one.
+
+1. The store's identity is fixed: model, token table, storage and the version of what a row means. A store at the output
+   that has another identity is refused before anything is loaded.
+2. Hook points that the store's passes hold are continued where they stopped; those that it lacks become one new pass.
+3. A pass with nothing missing needs no model, so a job that was finished before ends here.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from pipeline.collection.plan import pending
+from pipeline.models.identity import model_identity
+from pipeline.store import layout
+from pipeline.store.objects import Objects
+from pipeline.store.words import stored_dtype
+from pipeline.store.writer import StoreWriter
+from pipeline.tokens.table import TokenTable
+from schemas.collect import CollectSpec
+from schemas.errors import MissingError, ResourceError
+from schemas.fields import format_bytes
+from schemas.fingerprint import fingerprint, require_equal
+from schemas.store import PassRecord, StoreRecord
+
+SEMANTICS = 1
+"""Version of what a stored row means. Raised when a change of this code changes the numbers of an equal spec."""
+
+_PACKAGES = ("headworks", "torch", "transformers", "zarr")
+# Below what Blosc with byte shuffle reached on any residual stream that was measured; only ever too low.
+_LEAST_SHARE = {"none": 1.0, "zstd": 0.6}
+
+
+@dataclass(frozen=True)
+class CollectPass:
+    """Hook points that are collected together; all that a worker must know. Picklable."""
+
+    spec: CollectSpec
+    record: StoreRecord
+    table_url: str
+    hook_points: tuple[str, ...]
+    num_rows: int
+
+    @property
+    def num_units(self) -> int:
+        """Units of the whole pass, committed or not."""
+        return layout.num_units(self.num_rows, self.record.shard_rows)
+
+    def writer(self, widths: Mapping[str, int]) -> StoreWriter:
+        """Create or join the store and this pass of it; ``widths``: hook point -> D.
+
+        Raises:
+            MismatchError: the store at the output has another identity, or other widths.
+        """
+        chosen = {hook: widths[hook] for hook in self.hook_points}
+        pass_record = PassRecord(hook_points=chosen, batch_tokens=self.spec.batch_tokens)
+        return StoreWriter.open(self.spec.output, self.record, pass_record, num_rows=self.num_rows)
+
+
+@dataclass(frozen=True)
+class Pending:
+    """A pass and the units of it that the ledger lacks."""
+
+    of: CollectPass
+    committed: frozenset[int] = frozenset()
+    widths: Mapping[str, int] = field(default_factory=dict)
+    """Known only of a pass that an earlier job has begun."""
+
+    @property
+    def units(self) -> list[int]:
+        """Ascending."""
+        return list(pending(self.of.num_units, self.committed))
+
+    def num_rows(self, units: list[int]) -> int:
+        """Rows of ``units``."""
+        bounds = (layout.unit_rows(unit, self.of.num_rows, self.of.record.shard_rows) for unit in units)
+        return sum(stop - start for start, stop in bounds)
+
+
+def table_url(spec: CollectSpec) -> str:
+    """Where the job's token table is: as the spec says, else ``tokens`` beside the store."""
+    if spec.tokens.output:
+        return spec.tokens.output
+    folder, slash, _ = spec.output.rstrip("/").rpartition("/")
+    return f"{folder}{slash}tokens"
+
+
+def prepare(spec: CollectSpec, table: TokenTable) -> list[Pending]:
+    """The passes of the job in the order in which they run, with what is missing of each.
+
+    Raises:
+        MismatchError: the store at the output was made from other facts; names them.
+    """
+    record = store_record(spec, table)
+    objects = Objects(spec.output)
+    found = _passes(objects, record)
+    _require_same_batches(spec, found)
+    held = {hook for one in found.values() for hook in one.hook_points}
+    missing = tuple(hook for hook in spec.hook_points if hook not in held)
+    new = CollectPass(spec, record, table.url, missing, planned_rows(spec, table.num_rows))
+    passes = [_continued(new, one) for one in found.values() if {*one.hook_points} & {*spec.hook_points}]
+    return [*passes, Pending(new)] if missing else passes
+
+
+def planned_rows(spec: CollectSpec, table_rows: int) -> int:
+    """Rows of the store: the table's, up to the first shard boundary at or after ``max_tokens``.
+
+    A table that an earlier job made longer than this one asks for is used in part.
+    """
+    if not spec.tokens.max_tokens:
+        return table_rows
+    shard_rows = spec.storage.shard_rows
+    return min(table_rows, -(-spec.tokens.max_tokens // shard_rows) * shard_rows)
+
+
+def store_record(spec: CollectSpec, table: TokenTable) -> StoreRecord:
+    """What the store says of itself. Digests the model's weights, but does not load them."""
+    identity: dict[str, Any] = {
+        "model": model_identity(spec.model),
+        "table": table.fingerprint,
+        "storage": spec.storage.model_dump(mode="json"),
+        "semantics": SEMANTICS,
+    }
+    return StoreRecord(
+        fingerprint=fingerprint(identity),
+        identity=identity,
+        table_fingerprint=table.fingerprint,
+        dtype=spec.storage.dtype,
+        chunk_rows=spec.storage.chunk_rows,
+        shard_rows=spec.storage.shard_rows,
+        codec=spec.storage.codec,
+        table_url=table.url,
+        specials=table.specials,
+        spec=spec.model_dump(mode="json"),
+        versions={package: version(package) for package in _PACKAGES},
+    )
+
+
+def require_space(one: CollectPass, widths: Mapping[str, int], num_rows: int) -> None:
+    """Refuse to begin what cannot end: compare the bytes of ``num_rows`` rows with the free space of a local disk.
+
+    Raises:
+        ResourceError: naming both and the folder.
+    """
+    objects = Objects(one.spec.output)
+    if not objects.is_local:
+        return
+    row_bytes = sum(widths[hook] for hook in one.hook_points) * stored_dtype(one.record.dtype).itemsize
+    needed = int(num_rows * row_bytes * _LEAST_SHARE[one.record.codec])
+    folder = next(path for path in (Path(objects.url), *Path(objects.url).parents) if path.exists())
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        raise ResourceError(
+            f"{objects.url} needs {needed / 2**30:.2f} GiB for {num_rows} rows of {format_bytes(row_bytes)} each "
+            f"({len(one.hook_points)} hook points, {one.record.dtype}), but the disk has {free / 2**30:.2f} GiB free. "
+            "Lower tokens.max_tokens, take fewer hook points, or choose another output."
+        )
+
+
+def _passes(objects: Objects, record: StoreRecord) -> dict[str, PassRecord]:
+    """Passes of the store at the output, none where there is no store yet. Raises MismatchError for another store."""
+    try:
+        theirs = layout.read_record(objects)
+    except MissingError:
+        return {}
+    require_equal(
+        record.identity,
+        theirs.identity,
+        where=f"the store at {objects.url}",
+        remedy="Choose another output, or the spec that made this store.",
+    )
+    return layout.read_passes(objects)
+
+
+def _require_same_batches(spec: CollectSpec, found: Mapping[str, PassRecord]) -> None:
+    """A hook point that is there was collected with some batch size, which can change low bits."""
+    for one in found.values():
+        if shared := {*one.hook_points} & {*spec.hook_points}:
+            require_equal(
+                {"batch_tokens": spec.batch_tokens},
+                {"batch_tokens": one.batch_tokens},
+                where=f"{sorted(shared)} in the store at {spec.output}",
+                remedy=f"Set batch_tokens to {one.batch_tokens}, or choose another output.",
+            )
+
+
+def _continued(new: CollectPass, record: PassRecord) -> Pending:
+    """The pass that an earlier job has begun, with all of its hook points: they are written together."""
+    one = replace(new, hook_points=tuple(record.hook_points))
+    committed = one.writer(record.hook_points).committed_units()
+    return Pending(one, frozenset(committed), dict(record.hook_points))
