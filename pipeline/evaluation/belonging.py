@@ -1,0 +1,110 @@
+"""Whether a store, a model and dictionaries belong together, and which model and tokenizer a store came from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from importlib import metadata
+from typing import Any
+
+from pipeline.evaluation.trained import Trained
+from pipeline.store.reader import Store
+from schemas.collect import CollectSpec
+from schemas.errors import HookPointError, MismatchError, SpecError, nearest
+from schemas.evaluate import EvaluateSpec
+from schemas.fingerprint import require_equal
+from schemas.model import ModelSpec
+
+
+def require(store: Store, dictionaries: Sequence[Trained], spec: EvaluateSpec) -> None:
+    """Refuse what does not fit, before anything long runs.
+
+    Raises:
+        HookPointError: the store lacks a hook point of a dictionary.
+        MismatchError: another model, another width, or, for held-out rows, another token table.
+        SpecError: cross-entropy was asked for of a model without a language modelling head.
+    """
+    for trained in dictionaries:
+        _require_points(store, trained)
+        where = f"dictionary {trained.name!r}"
+        require_equal(
+            {"model": store.record.identity["model"]},
+            {"model": trained.record.model},
+            where=where,
+            remedy="Evaluate on a store of the model that it was trained on.",
+        )
+        if spec.rows == "held_out":
+            require_equal(
+                {"table_fingerprint": store.table_fingerprint},
+                {"table_fingerprint": trained.record.table_fingerprint},
+                where=where,
+                remedy="Only in a store of its own token table are the held-out documents known to be new to it. Set "
+                "rows: all to evaluate it on other text.",
+            )
+    kind = model_spec(store).kind
+    if spec.cross_entropy_tokens and kind != "causal_lm":
+        raise SpecError(
+            f"cross_entropy_tokens is {spec.cross_entropy_tokens}, but the model of {store.url} is of kind {kind!r}; "
+            "cross-entropy needs causal_lm: set cross_entropy_tokens: 0"
+        )
+
+
+def _require_points(store: Store, trained: Trained) -> None:
+    for point, width in {**trained.record.d_source, **trained.record.d_target}.items():
+        if point not in store.hook_points:
+            raise HookPointError(
+                f"dictionary {trained.name!r} needs hook point {point!r}, which {store.url} does not have"
+                f"{nearest(point, store.hook_points)}; it has {sorted(store.hook_points)}"
+            )
+        if store.hook_points[point] != width:
+            raise MismatchError(
+                f"dictionary {trained.name!r} expects width {width} at {point}, {store.url} has "
+                f"{store.hook_points[point]}: it was trained on another model"
+            )
+
+
+def require_model(store: Store, identity: Mapping[str, Any]) -> None:
+    """Refuse a model other than the store's; it may compute in another precision.
+
+    Raises:
+        MismatchError: naming what differs, most often the weights.
+    """
+    wanted = store.record.identity["model"]
+    require_equal(
+        {key: value for key, value in identity.items() if key != "dtype"},
+        {key: value for key, value in wanted.items() if key != "dtype"},
+        where=f"the store {store.url}",
+        remedy="The files of the model have changed since the store was made: bring them back, or collect again.",
+    )
+
+
+def collect_spec(store: Store) -> CollectSpec:
+    """The job that made the store."""
+    return CollectSpec.model_validate(store.record.spec)
+
+
+def model_spec(store: Store) -> ModelSpec:
+    """The model that the store was collected from."""
+    return collect_spec(store).model
+
+
+def spliced_model_spec(store: Store) -> ModelSpec:
+    """The same weights in float32, in which the splice check can see an error; a Hub model at the store's commit."""
+    spec = model_spec(store)
+    commit = store.record.identity["model"].get("revision") or spec.revision
+    return spec.model_copy(update={"dtype": "float32", "revision": commit})
+
+
+def tokenizer_place(store: Store) -> tuple[str, str]:
+    """Path and revision of the tokenizer that the token table was made with."""
+    spec = collect_spec(store)
+    if spec.tokens.tokenizer == "model":
+        return spec.model.path, store.record.identity["model"].get("revision") or spec.model.revision
+    return spec.tokens.tokenizer, "main"
+
+
+def version() -> str:
+    """Version of headworks; a source tree that is not installed has none."""
+    try:
+        return metadata.version("headworks")
+    except metadata.PackageNotFoundError:
+        return ""

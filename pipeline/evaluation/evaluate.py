@@ -1,0 +1,222 @@
+"""The evaluate job: a store and trained dictionaries in, ``evaluation.json``, latents and ``report.html`` out.
+
+    1. open both, refuse what does not belong together
+    2. reconstruction figures on shuffled rows                              rows.measure
+    3. cross-entropy of the spliced model on held-out contexts              cross_entropy
+    4. features with their strongest contexts                               rows.find_features
+    5. write NAME.latents.csv of each, report.html and, last, evaluation.json
+
+The same job over the same facts finds its evaluation.json and does nothing.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from pipeline.evaluation import belonging
+from pipeline.evaluation.contexts import choose_contexts, read_tokens
+from pipeline.evaluation.cross_entropy import CrossEntropy, context_batches, spliced_cross_entropy
+from pipeline.evaluation.figures import DEFINITIONS, figures_of, latents_table
+from pipeline.evaluation.provenance import documents, facts
+from pipeline.evaluation.reconstruction import Reconstruction
+from pipeline.evaluation.rows import are_eligible, eligible_rows, find_features, measure, searched_contexts
+from pipeline.evaluation.trained import Trained, load_all
+from pipeline.models.load import load_model
+from pipeline.models.precision import resolve_device
+from pipeline.order.eligible import EligibleRows
+from pipeline.report.curves import read_metrics
+from pipeline.report.page import ReportData, render
+from pipeline.store.objects import Objects
+from pipeline.store.reader import Store
+from pipeline.tokens.tokenizer import load_tokenizer
+from schemas.errors import SpecError
+from schemas.evaluate import EvaluateSpec
+from schemas.fingerprint import fingerprint
+
+RESULT = "evaluation.json"
+REPORT = "report.html"
+METRICS = "metrics.jsonl"
+
+Progress = Callable[[dict[str, Any]], None]
+"""Called now and then with ``done`` and ``total``, in rows run through a dictionary or the model."""
+
+
+def evaluate(spec: EvaluateSpec, *, progress: Progress | None = None) -> dict[str, Any]:
+    """Run the job; returns what ``evaluation.json`` holds.
+
+    Raises:
+        MissingError: no store, or no dictionaries.
+        MismatchError: the dictionaries were trained on another model or, for held-out rows, another token table.
+        SpecError: no rows, or no held-out contexts, are left to measure on.
+        DataError: the splice check fails, or numbers are not finite.
+    """
+    store = Store.open(spec.store)
+    device = str(resolve_device(belonging.model_spec(store)))
+    dictionaries = load_all(spec.dictionaries, device=device)
+    belonging.require(store, dictionaries, spec)
+    identity = _identity(spec, store, dictionaries)
+    return _finished(spec, identity) or _Evaluation(spec, store, dictionaries, identity, progress).run()
+
+
+def _identity(spec: EvaluateSpec, store: Store, dictionaries: list[Trained]) -> dict[str, Any]:
+    """What decides the result: two jobs of equal identity need only one evaluation."""
+    asked = spec.model_dump(mode="json", exclude={"kind", "name", "store", "dictionaries", "output"})
+    return {
+        "spec": asked,
+        "store": store.fingerprint,
+        "rows": store.num_rows,
+        "dictionaries": {trained.name: trained.record.weights_sha256 for trained in dictionaries},
+        "version": belonging.version(),
+    }
+
+
+def _finished(spec: EvaluateSpec, identity: Mapping[str, Any]) -> dict[str, Any] | None:
+    output = Objects(spec.output)
+    if not (output.exists(RESULT) and output.exists(REPORT)):
+        return None
+    found: dict[str, Any] = json.loads(output.read(RESULT))
+    return found if found.get("fingerprint") == fingerprint(identity) else None
+
+
+@dataclass
+class _Counter:
+    """Rows done, told to ``progress``."""
+
+    total: int
+    progress: Progress | None
+    done: int = field(default=0)
+
+    def __call__(self, num_rows: int) -> None:
+        self.done += num_rows
+        if self.progress is not None:
+            self.progress({"done": min(self.done, self.total), "total": self.total})
+
+
+class _Evaluation:
+    """One run of the job."""
+
+    def __init__(
+        self,
+        spec: EvaluateSpec,
+        store: Store,
+        dictionaries: list[Trained],
+        identity: dict[str, Any],
+        progress: Progress | None,
+    ) -> None:
+        self._spec = spec
+        self._store = store
+        self._dictionaries = dictionaries
+        self._identity = identity
+        searched = spec.report.rows if spec.report.num_features else 0
+        rows = min(spec.max_rows, store.num_rows) + min(searched, store.num_rows) + spec.cross_entropy_tokens
+        self._count = _Counter(rows * len(dictionaries), progress)
+        self._eligible: dict[str, EligibleRows] = {}
+
+    def run(self) -> dict[str, Any]:
+        """All steps, the result last."""
+        spec = self._spec
+        measured = {
+            trained.name: measure(
+                self._store, trained, split=spec.rows, max_rows=spec.max_rows, seed=spec.seed, count=self._count
+            )
+            for trained in self._dictionaries
+        }
+        entropies = self._cross_entropies(measured) if spec.cross_entropy_tokens else {}
+        result = self._result(measured, entropies)
+        features = self._features(measured)
+        output = Objects(spec.output)
+        for name, figures in measured.items():
+            output.write(f"{name}.latents.csv", latents_table(figures).encode())
+        output.write(REPORT, self._page(result, features).encode())
+        self._count(self._count.total - self._count.done)
+        output.write(RESULT, (json.dumps(result, indent=1, allow_nan=False) + "\n").encode())
+        return result
+
+    def _cross_entropies(self, measured: Mapping[str, Reconstruction]) -> dict[str, CrossEntropy]:
+        spec, store = self._spec, self._store
+        contexts = choose_contexts(store, num_rows=spec.cross_entropy_tokens, split="held_out", seed=spec.seed)
+        if not contexts:
+            raise SpecError(
+                f"cross_entropy_tokens is {spec.cross_entropy_tokens}, but {store.url} has no held-out contexts: "
+                "collect with tokens.held_out_fraction above 0, or set cross_entropy_tokens: 0"
+            )
+        loaded = load_model(belonging.spliced_model_spec(store), with_head=True)
+        belonging.require_model(store, loaded.identity)
+        tokens = read_tokens(store, contexts)
+        found = {}
+        for trained in self._dictionaries:
+            eligible = are_eligible(self._eligible_of(trained), tokens.row)
+            found[trained.name] = spliced_cross_entropy(
+                loaded,
+                trained,
+                list(context_batches(tokens, contexts, eligible)),
+                measured[trained.name].mean_of_target,
+                count=self._count,
+            )
+        return found
+
+    def _features(self, measured: Mapping[str, Reconstruction]) -> dict[str, list[dict[str, Any]]]:
+        spec, store = self._spec, self._store
+        if spec.report.num_features == 0:
+            return {trained.name: [] for trained in self._dictionaries}
+        tokenizer = load_tokenizer(*belonging.tokenizer_place(store))
+        contexts = searched_contexts(store, spec.report, seed=spec.seed)
+        return {
+            trained.name: find_features(
+                store,
+                trained,
+                measured[trained.name],
+                contexts,
+                self._eligible_of(trained),
+                spec.report,
+                pieces=tokenizer.pieces,
+                count=self._count,
+            )
+            for trained in self._dictionaries
+        }
+
+    def _eligible_of(self, trained: Trained) -> EligibleRows:
+        """Scanned once for all dictionaries that leave out the same rows."""
+        key = json.dumps([trained.train_spec.rows.model_dump(mode="json"), trained.points])
+        if key not in self._eligible:
+            self._eligible[key] = eligible_rows(self._store, trained)
+        return self._eligible[key]
+
+    def _result(self, measured: Mapping[str, Reconstruction], entropies: Mapping[str, CrossEntropy]) -> dict[str, Any]:
+        held_out = self._spec.rows == "held_out"
+        return {
+            "format": 1,
+            "fingerprint": fingerprint(self._identity),
+            "identity": self._identity,
+            "store": {"fingerprint": self._store.fingerprint, "table_fingerprint": self._store.table_fingerprint},
+            "model": {**self._store.record.identity["model"], "path": belonging.model_spec(self._store).path},
+            "rows": {
+                "split": self._spec.rows,
+                "text": "Reconstruction is measured on documents that training never saw."
+                if held_out
+                else "Reconstruction is measured on all documents, those that training saw included.",
+            },
+            "definitions": DEFINITIONS,
+            "dictionaries": {
+                trained.name: figures_of(trained, measured[trained.name], entropies.get(trained.name))
+                for trained in self._dictionaries
+            },
+        }
+
+    def _page(self, result: dict[str, Any], features: dict[str, list[dict[str, Any]]]) -> str:
+        folder = Objects(self._spec.dictionaries)
+        content = folder.read(METRICS) if folder.exists(METRICS) else b""
+        return render(
+            ReportData(
+                title=self._spec.name,
+                evaluation=result,
+                metrics=read_metrics(content, f"{self._spec.dictionaries}/{METRICS}"),
+                features=features,
+                num_searched_rows=min(self._spec.report.rows, self._store.num_rows),
+                provenance=facts(self._spec, self._store, self._dictionaries),
+                documents=documents(self._spec, self._store, self._dictionaries),
+            )
+        )

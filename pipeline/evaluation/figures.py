@@ -1,0 +1,92 @@
+"""The figures of an evaluation as plain data: what ``evaluation.json`` holds, and how each is defined."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from pipeline.evaluation.cross_entropy import LARGEST_CHANGE, CrossEntropy
+from pipeline.evaluation.reconstruction import Reconstruction, density_histogram
+from pipeline.evaluation.trained import Trained
+from schemas.dictionary import Activation, TopK
+from schemas.train import RowFilter
+
+DEFINITIONS = {
+    "FVU": "Fraction of variance unexplained: the sum of squared errors over the sum of squared distances to the mean, "
+    "the mean taken over all evaluation rows, in unscaled activation space. 0 is perfect, 1 no better than the mean.",
+    "L0": "Mean number of latents above zero in a row.",
+    "Dead share": "Share of the latents that fired on none of the evaluation rows. On few rows, rare latents count as "
+    "dead too.",
+    "Density": "Share of the evaluation rows on which a latent fired, as log10.",
+    "Cross-entropy recovered": "(L_ablation - L_spliced) / (L_ablation - L_clean) over held-out contexts, in float32. "
+    "Spliced: the target's activations are replaced by the dictionary's prediction from the sources of the same "
+    "forward. Ablated: replaced by their mean over the evaluation rows, or by zero. All tokens but the first of a "
+    "context are predicted and count.",
+    "Rows left out": "Rows that training left out are in none of the reconstruction figures; in every cross-entropy "
+    "they keep their true activations.",
+    "Splice check": "Change of the cross-entropy when x is replaced by x_hat + (x - x_hat), which must change nothing; "
+    f"above {LARGEST_CHANGE:.0e} nats a token the evaluation is refused.",
+}
+
+
+def figures_of(trained: Trained, measured: Reconstruction, entropy: CrossEntropy | None) -> dict[str, Any]:
+    """One dictionary's entry; the ``ce_`` figures and ``splice_check`` are None where they were not asked for."""
+    spec = trained.record.spec
+    edges, counts = density_histogram(measured.density, measured.num_rows)
+    return {
+        "kind": trained.kind,
+        "sources": list(spec.sources),
+        "targets": spec.target_points,
+        "num_latents": spec.num_latents,
+        "activation": activation_text(spec.activation),
+        "trained_rows": trained.record.tokens,
+        "trained_steps": trained.record.steps,
+        "rows": measured.num_rows,
+        "excluded": excluded_text(trained.train_spec.rows),
+        "fvu": measured.fvu,
+        "fvu_of_target": measured.fvu_of_target,
+        "l0": measured.l0,
+        "dead_share": measured.dead_share,
+        "dead_latents": int((measured.fired == 0).sum()),
+        "density_histogram": {"log10_edges": edges, "counts": counts},
+        "ce_clean": entropy and entropy.clean,
+        "ce_spliced": entropy and entropy.spliced,
+        "ce_mean": entropy and entropy.mean,
+        "ce_zero": entropy and entropy.zero,
+        "ce_recovered": entropy and entropy.recovered,
+        "ce_recovered_zero": entropy and entropy.recovered_zero,
+        "ce_tokens": entropy and entropy.num_tokens,
+        "ce_contexts": entropy and entropy.num_contexts,
+        "splice_check": entropy and entropy.splice_check,
+    }
+
+
+def latents_table(measured: Reconstruction) -> str:
+    """CSV, a line for each latent: rows it fired on, log10 density (empty: never), mean while active, largest value."""
+    lines = ["latent,fired,log10_density,mean_active,max"]
+    for latent, fired in enumerate(measured.fired.tolist()):
+        if fired:
+            density = np.log10(fired / measured.num_rows)
+            mean = measured.total[latent] / fired
+            lines.append(f"{latent},{fired},{density:.4f},{mean:.6g},{measured.peak[latent]:.6g}")
+        else:
+            lines.append(f"{latent},0,,0,0")
+    return "\n".join(lines) + "\n"
+
+
+def activation_text(activation: Activation) -> str:
+    """``TopK, k = 32``."""
+    if isinstance(activation, TopK):
+        return f"TopK, k = {activation.k}"
+    return f"ReLU, L1 x {activation.l1_coefficient:g}"
+
+
+def excluded_text(rows: RowFilter) -> str:
+    """What a row filter leaves out, for people."""
+    parts = ["special tokens"] if rows.exclude_specials else []
+    if rows.exclude_positions:
+        parts.append(f"position {', '.join(map(str, rows.exclude_positions))} of each context")
+    if rows.max_norm_multiple > 0:
+        parts.append(f"norms over {rows.max_norm_multiple:g} times the median")
+    return "; ".join(parts) or "nothing"

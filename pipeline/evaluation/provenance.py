@@ -1,0 +1,54 @@
+"""Where an evaluation's numbers come from, for the page: facts in a table, specs in full."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import yaml
+
+from pipeline.evaluation.belonging import collect_spec
+from pipeline.evaluation.figures import excluded_text
+from pipeline.evaluation.trained import Trained
+from pipeline.store.reader import Store
+from schemas.corpus import HuggingFaceCorpus
+from schemas.evaluate import EvaluateSpec
+from schemas.fields import Spec
+
+
+def facts(spec: EvaluateSpec, store: Store, dictionaries: Sequence[Trained]) -> list[tuple[str, str]]:
+    """Label and value of each fact."""
+    collect = collect_spec(store)
+    model, corpus = store.record.identity["model"], collect.tokens.corpus
+    where = corpus.path if isinstance(corpus, HuggingFaceCorpus) else ", ".join(corpus.urls)
+    first = dictionaries[0]
+    rows = [
+        ("Model", collect.model.path),
+        ("Model weights", model.get("weights") or model.get("revision") or "\u2013"),
+        ("Precision of collection", f"{model.get('dtype', collect.model.dtype)}, stored as {store.dtype}"),
+        ("Corpus", f"{corpus.format}: {where}"),
+        ("Contexts", f"{collect.tokens.packing.mode}, {collect.tokens.packing.context_length} tokens"),
+        ("Held-out share of documents", f"{collect.tokens.held_out_fraction:g}"),
+        ("Store", f"{store.url}, {store.num_rows:,} rows"),
+        ("Store fingerprint", store.fingerprint),
+        ("Token table fingerprint", store.table_fingerprint),
+        ("Dictionaries", spec.dictionaries),
+        ("Rows left out of training", excluded_text(first.train_spec.rows)),
+    ]
+    rows += [(f"Weights of {trained.name}", trained.record.weights_sha256) for trained in dictionaries]
+    versions = {**store.record.versions, **first.record.versions}
+    rows.append(("Versions", ", ".join(f"{package} {version}" for package, version in sorted(versions.items()))))
+    return rows
+
+
+def documents(spec: EvaluateSpec, store: Store, dictionaries: Sequence[Trained]) -> list[tuple[str, str]]:
+    """Label and text of the specs that led here."""
+    trained = {trained.train_spec.name: trained.train_spec for trained in dictionaries}
+    return [
+        ("Collect spec", _yaml(collect_spec(store))),
+        *((f"Train spec {name}", _yaml(one)) for name, one in trained.items()),
+        ("Evaluate spec", _yaml(spec)),
+    ]
+
+
+def _yaml(spec: Spec) -> str:
+    return yaml.safe_dump(spec.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
