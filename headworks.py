@@ -1,4 +1,4 @@
-"""The public face of Headworks: open what jobs made, run jobs, submit jobs. Imports nothing heavy before it is called."""
+"""The public face of Headworks: open what jobs made, run and submit jobs. Nothing heavy is imported before a call."""
 
 from __future__ import annotations
 

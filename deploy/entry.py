@@ -1,4 +1,4 @@
-"""What a submitted job runs on the cluster: ``python -m deploy.entry job.json``. The file is data, see ``submission``."""
+"""What a submitted job runs: ``python -m deploy.entry job.json``. The file is data, see ``deploy.submission``."""
 
 from __future__ import annotations
 

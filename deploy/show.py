@@ -25,8 +25,8 @@ def summary_lines(summary: Mapping[str, Any]) -> list[str]:
     lines = [f"{summary['name']}: {summary['status']} in {summary['seconds']['total']:.0f} s"]
     if collection := summary["collection"]:
         lines.append(
-            f"  collection: {collection['tokens']:,} tokens, {collection['tokens_per_s']:,.0f} tokens/s, "
-            f"{collection['bytes'] / 1e6:,.0f} MB"
+            f"  collection: {collection['tokens']:,} tokens, {collection['bytes'] / 1e6:,.0f} MB"
+            + (f", {collection['tokens_per_s']:,.0f} tokens/s" if collection["tokens_per_s"] else "")
         )
     for name, figures in summary["dictionaries"].items():
         shown = figures if "fvu" in figures else figures.get("training", {})

@@ -236,7 +236,7 @@ def _unset(names: tuple[str, ...]) -> Iterator[None]:
 
 @contextmanager
 def _explained(address: str) -> Iterator[None]:
-    """The client's errors in our words: it raises RuntimeError with the server's traceback, ConnectionError otherwise."""
+    """The client's errors in our words: a refusal comes as RuntimeError that holds the server's traceback."""
     try:
         yield
     except ConnectionError as error:

@@ -63,23 +63,26 @@ def run_job(job: AnyJob, *, address: str | None = None, progress: Progress | Non
 
 
 def require_hook_points(jobs: Sequence[Job]) -> None:
-    """Refuse, before anything is computed, training on hook points that its collection will not have stored.
+    """Refuse, before anything is computed, training on hook points that its store does not have and will not get.
 
     Raises:
         SpecError: naming the dictionary, the hook point and what is near.
+        MissingError: there is no store, and no earlier job makes it.
     """
-    collected = {job.output: set(job.hook_points) for job in jobs if isinstance(job, CollectSpec)}
+    collected: dict[str, set[str]] = {}
     for job in jobs:
-        if not isinstance(job, TrainSpec) or job.store not in collected:
+        if isinstance(job, CollectSpec):
+            # Hook points that an earlier collection left in the same store count as well.
+            collected[job.output] = set(job.hook_points) | _stored(job.output)
+        if not isinstance(job, TrainSpec):
             continue
-        # Hook points that an earlier collection left in the same store count as well.
-        known = collected[job.store] | _stored(job.store)
+        known = collected[job.store] if job.store in collected else set(Store.open(job.store).hook_points)
         for dictionary in job.dictionaries:
             for point in [*dictionary.sources, *dictionary.target_points]:
                 if point not in known:
                     raise SpecError(
-                        f"{job.name}: dictionary {dictionary.name!r} needs the hook point {point!r}, which the job that "
-                        f"collects {job.store} does not have among its hook_points{nearest(point, known)}"
+                        f"{job.name}: dictionary {dictionary.name!r} needs the hook point {point!r}, which {job.store} "
+                        f"does not have and no earlier job collects{nearest(point, known)} (known: {sorted(known)})"
                     )
 
 
@@ -123,7 +126,7 @@ def _execute(job: Job, progress: Progress) -> dict[str, Any]:
 
 
 def summary_place(job: AnyJob) -> tuple[str, str]:
-    """``(folder, file name)`` of a job's summary: in its output, but beside a store, which holds its own objects only."""
+    """``(folder, file name)`` of a job's summary: in its output, but beside a store, which holds only its own."""
     output = job.output.rstrip("/")
     if isinstance(job, CollectSpec):
         folder, _, name = output.rpartition("/")
@@ -136,9 +139,9 @@ def summarised(
 ) -> dict[str, Any]:
     """What ``summary.json`` says.
 
-    ``collection``: figures of the collect job, of the first if there are several. ``dictionaries``: name -> figures of the
-    evaluation, and ``training``, those of the last step; a name that two train jobs use is given as JOB/NAME. ``jobs``:
-    every job's own result under its name. ``seconds``: job name -> wall time of this run, and ``total``.
+    ``collection``: figures of the collect job, of the first if there are several. ``dictionaries``: name -> figures of
+    the evaluation, and ``training``, those of the last step; a name that two train jobs use is given as JOB/NAME.
+    ``jobs``: job name -> kind, output, whether it was reused. ``seconds``: job name -> wall time, and ``total``.
     """
     collections = [figures for each, figures in results.values() if isinstance(each, CollectSpec)]
     return {

@@ -26,10 +26,10 @@ import pyarrow.fs
 import ray
 import ray.train
 import ray.train.torch
-from pipeline.store.reader import Store
 from ray.train import TrainingFailedError
 
 from pipeline.store.objects import Objects
+from pipeline.store.reader import Store
 from pipeline.training import engine, resume
 from pipeline.training.identity import identity
 from schemas.errors import HeadworksError, JobError, ResourceError
@@ -207,21 +207,21 @@ def _watched(trainer: Any, notices: Any, spec: TrainSpec, progress: Progress) ->
         thread.start()
         while thread.is_alive():
             thread.join(POLL_S)
-            _show(task, board.read(notices), spec)
-    if "error" in outcome:
-        raise outcome["error"]
+            _show(task, board.read(notices))
+        if "error" in outcome:
+            raise outcome["error"]
     summary: dict[str, Any] = outcome["result"].return_value
     return summary
 
 
-def _show(task: Task, record: dict[str, Any], spec: TrainSpec) -> None:
+def _show(task: Task, record: dict[str, Any]) -> None:
     if not record or record["step"] == task.done:
         task.tick()
         return
     if not task.total:
-        task.total = record["num_steps"]
-        # What an earlier run had done counts for the bar but not for the rate.
-        task.reused = task.done = max(0, record["step"] - spec.log_every_steps)
+        # Neither the start of the group nor what an earlier run had done is in the rate.
+        task.total, task.started_s = record["num_steps"], task.clock()
+        task.reused = task.done = record["step"]
     task.advance(record["step"] - task.done)
 
 
