@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from pipeline.order.epoch import Window
+from pipeline.store.ledger import in_order
 
 if TYPE_CHECKING:
     from pipeline.store.reader import Store
@@ -82,13 +83,19 @@ def load_window(
     activations = {hook: buffer[: len(mine)] for hook, buffer in buffers.items()}
     words = {hook: as_words(tensor) for hook, tensor in activations.items()}
     by_place = np.argsort(places, kind="stable")
-    cuts = np.searchsorted(places[by_place], np.arange(rank, len(window.chunks), world_size))
-    for slots in np.split(by_place, cuts[1:]) if len(by_place) else []:
-        if stop.is_set():
-            break
-        first, last = int(rows[slots].min()), int(rows[slots].max()) + 1
-        for hook, target in words.items():
-            target[slots] = store.read_rows(hook, first, last)[rows[slots] - first]
+    cuts = np.flatnonzero(np.diff(places[by_place])) + 1
+    chunks = np.split(by_place, cuts) if len(by_place) else []
+
+    def fill(job: tuple[str, Ints]) -> None:
+        hook, slots = job
+        if not stop.is_set():
+            wanted = rows[slots]
+            first = int(wanted.min())
+            words[hook][slots] = store.read_rows(hook, first, int(wanted.max()) + 1)[wanted - first]
+
+    # One after the other from a local disk; several requests at a time to a remote store.
+    for _ in in_order(store.objects, fill, [(hook, slots) for slots in chunks for hook in words]):
+        pass
     return LoadedWindow(epoch, window.start, window.stop, mine + window.start, rows, activations)
 
 

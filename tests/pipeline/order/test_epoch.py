@@ -156,7 +156,7 @@ def test_neighbours_in_the_sequence_are_uncorrelated() -> None:
 
 
 def test_wider_windows_mix_contexts_better() -> None:
-    """In contexts and chunks of 128 rows a batch of a window has (rows of all) / (rows of the window) times the pairs."""
+    """With contexts and chunks of 128 rows, pairs exceed chance by (rows of all) / (rows of a window)."""
     num_rows, context = 2**16, 128
     eligible = all_rows(num_rows, context)
     ideal = (context - 1) / (num_rows - 1)
