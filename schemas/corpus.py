@@ -106,5 +106,5 @@ class TokensSpec(Spec):
     """Files are grouped into parts of about this much text, tokenised and packed independently, in parallel."""
     seed: NonNegativeInt = 0
     """Seed of the file order and of the held-out choice."""
-    output: Url = ""
+    output: str = ""
     """Folder or URL of the token table; empty: ``tokens`` beside the store. Reused if it has the same fingerprint."""
