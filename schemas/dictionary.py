@@ -53,8 +53,8 @@ class DictionarySpec(Spec):
     """Activation function and its losses."""
     skip: bool = False
     """Transcoders: add a linear map from sources to targets, ``W_skip``."""
-    learning_rate: PositiveFloat = 1e-3
-    """Peak learning rate of Adam."""
+    learning_rate: PositiveFloat = 2e-3
+    """Peak learning rate of Adam. The default suits TopK with about 4,600 latents; lower it as 1/sqrt(num_latents)."""
     seed: NonNegativeInt = 0
     """Seed of the initial weights."""
 
