@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from pipeline.models.hooks import HookSite, block_sites, find_blocks, resolve, tap
 from pipeline.models.load import LoadedModel
-from schemas.errors import HookPointError
+from schemas.errors import HookPointError, ModelError
 
 _PROBE_IDS = ((0, 0), (0, 1))
 # Above the rounding of matrix products of another batch shape, far below what another token does to a row.
@@ -37,6 +37,7 @@ class ActivationForward:
     Raises:
         HookPointError: an unknown hook point; one that gives no ``[B, L, D]`` tensor; a block that does not add up as
             its structure says.
+        ModelError: the network gives NaN or Inf on the probe.
     """
 
     def __init__(self, loaded: LoadedModel, hook_points: Sequence[str]) -> None:
@@ -206,6 +207,11 @@ def _check_sums(
         family, all_sites = block_sites(network, layer)
         captured, _ = capture(lambda: run_network(token_ids, None), all_sites, copied={site.name for site in all_sites})
         points = {name.rpartition(".")[2]: tensor for name, tensor in captured.items()}
+        if not all(bool(tensor.isfinite().all()) for tensor in points.values()):
+            raise ModelError(
+                f"block {layer} of {type(network).__name__} gives NaN or Inf in {next(iter(points.values())).dtype}; "
+                "choose another model.dtype (bfloat16 has the range of float32) or look for damaged weights"
+            )
         for total, *terms in family.sums:
             if not _close(sum(points[term].float() for term in terms), points[total], tolerance):  # type: ignore[arg-type]
                 raise HookPointError(

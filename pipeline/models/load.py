@@ -125,12 +125,26 @@ def build_module(spec: ModelSpec, location: ModelLocation) -> nn.Module:
 
 
 def _require_kind(module: nn.Module, spec: ModelSpec) -> None:
+    """A language model has to be one of transformers', and then runs with the attention that the spec names."""
     from transformers import PreTrainedModel
 
-    if spec.kind != "module" and not isinstance(module, PreTrainedModel):
+    if spec.kind == "module":
+        return
+    if not isinstance(module, PreTrainedModel):
         raise ModelError(
             f"{spec.path!r} returned {type(module).__name__}, which is no transformers model; its kind is 'module'"
         )
+    try:
+        module.set_attn_implementation(spec.attention)
+    except (ValueError, ImportError) as error:
+        raise ModelError(f"{type(module).__name__} {_attention_remedy(spec, error)}") from error
+
+
+def _attention_remedy(spec: ModelSpec, error: Exception) -> str:
+    """What failed, and the way out where the attention implementation is to blame."""
+    first_line = (str(error).strip().splitlines() or [""])[0]
+    remedy = "; try model.attention: eager" if "attention" in first_line and spec.attention != "eager" else ""
+    return f"with {spec.attention} attention: {type(error).__name__}: {first_line}{remedy}"
 
 
 def _convert_state(module: nn.Module, dtype: torch.dtype) -> None:
@@ -184,11 +198,7 @@ def _from_pretrained(spec: ModelSpec, path: str, *, with_head: bool, **where: st
         AttributeError,
         SafetensorError,
     ) as error:
-        lines = str(error).strip().splitlines() or [""]
-        raise ModelError(
-            f"model {said} cannot be loaded as {spec.kind} with {spec.attention} attention: "
-            f"{type(error).__name__}: {lines[0]}"
-        ) from error
+        raise ModelError(f"model {said} cannot be loaded as {spec.kind} {_attention_remedy(spec, error)}") from error
     _refuse_missing(model, report, said, with_head=with_head)
     assert isinstance(model, nn.Module)
     return model

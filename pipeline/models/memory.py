@@ -9,7 +9,7 @@ import torch
 
 from pipeline.models.location import ModelLocation
 from pipeline.models.weights import weight_files
-from schemas.errors import ResourceError
+from schemas.errors import ModelError, ResourceError
 from schemas.fields import format_bytes
 
 _MEBI = 1 << 20
@@ -39,7 +39,11 @@ def require_memory(location: ModelLocation, dtype: torch.dtype, device: torch.de
 
 
 def weights_bytes(location: ModelLocation, dtype: torch.dtype) -> int:
-    """Bytes of the loaded weights; exact for safetensors, an estimate for GGUF and pickled tensors."""
+    """Bytes of the loaded weights; exact for safetensors, an estimate for GGUF and pickled tensors.
+
+    Raises:
+        ModelError: a safetensors file that is cut or altered in its header.
+    """
     if location.kind == "gguf":
         file_bytes = Path(location.path, location.file).stat().st_size
         return int(file_bytes * 8 / _GGUF_BITS_PER_WEIGHT) * dtype.itemsize
@@ -49,10 +53,13 @@ def weights_bytes(location: ModelLocation, dtype: torch.dtype) -> int:
 def _file_weights_bytes(path: Path, dtype: torch.dtype) -> int:
     if path.suffix != ".safetensors":
         return path.stat().st_size * dtype.itemsize // torch.float16.itemsize
-    from safetensors import safe_open
+    from safetensors import SafetensorError, safe_open
 
-    with safe_open(path, framework="pt") as tensors:
-        shapes = [tensors.get_slice(name).get_shape() for name in tensors.keys()]  # noqa: SIM118 - not a mapping
+    try:
+        with safe_open(path, framework="pt") as tensors:
+            shapes = [tensors.get_slice(name).get_shape() for name in tensors.keys()]  # noqa: SIM118 - not a mapping
+    except SafetensorError as error:
+        raise ModelError(f"model weights {path} are not whole: {error}; copy or download the file again") from error
     return sum(int(torch.Size(shape).numel()) for shape in shapes) * dtype.itemsize
 
 

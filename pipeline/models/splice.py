@@ -100,8 +100,8 @@ class SplicedForward:
         (name,) = self._targets
         return batch.loss({name: replace(batch.activations[name], batch.activations)})
 
-    def _run_clean(self, token_ids: Tensor) -> tuple[Tensor, dict[str, Tensor], Any]:
-        """Final states ``[B, L, D]``, activations, and the output of the block before the first hook point."""
+    def _run_clean(self, token_ids: Tensor) -> tuple[object, dict[str, Tensor], Any]:
+        """The backbone's output, activations, and the output of the block before the first hook point."""
         before: list[Any] = []
         captured: dict[str, Tensor] = {}
 
@@ -116,11 +116,11 @@ class SplicedForward:
                 layer = self._layers[self._first_layer - 1]
                 handle = layer.register_forward_hook(lambda _, __, output: before.append(output))
                 stack.callback(handle.remove)
-            final = _final_states(run_backbone(self._backbone, token_ids, None, takes_mask=True))
+            final = run_backbone(self._backbone, token_ids, None, takes_mask=True)
         return final, captured, before[0] if before else None
 
-    def _run_spliced(self, token_ids: Tensor, before: Any, replacements: Mapping[str, Tensor]) -> Tensor:
-        """Final states ``[B, L, D]`` with the given tensors in the places of the network's own."""
+    def _run_spliced(self, token_ids: Tensor, before: Any, replacements: Mapping[str, Tensor]) -> object:
+        """The backbone's output with the given tensors in the places of the network's own."""
         unknown = [name for name in replacements if name not in self._targets]
         assert not unknown, f"{unknown} are not among the hook points to be replaced"
         layers = [
@@ -132,7 +132,7 @@ class SplicedForward:
                 for handle in substitute(self._sites[name], _giving(name, tensor)):
                     stack.callback(handle.remove)
             resumed = with_layers(self._backbone, self._layers_path, layers)
-            return _final_states(run_backbone(resumed, token_ids, None, takes_mask=True))
+            return run_backbone(resumed, token_ids, None, takes_mask=True)
 
 
 class SplicedBatch:
@@ -169,48 +169,48 @@ class SplicedBatch:
 
 
 class _Head:
-    """The head of a causal language model, on rows of final states."""
+    """The head of a causal language model, on what its backbone returned."""
 
     def __init__(self, model: Any) -> None:
-        self._given = _GivenStates()
+        self._given = _GivenOutput()
         self._model = shallow_copy(model)
         self._model._modules[str(model.base_model_prefix)] = self._given
         self._vocab_size = int(model.config.get_text_config().vocab_size)
 
-    def cross_entropy(self, states: Tensor, labels: Tensor) -> CrossEntropy:
-        """``states`` ``[B, L, D]``, ``labels`` int64 ``[B, L]``, negative where nothing is predicted."""
+    def cross_entropy(self, output: Any, labels: Tensor) -> CrossEntropy:
+        """``output`` of the backbone, ``labels`` int64 ``[B, L]``, negative where nothing is predicted."""
         kept = labels >= 0
+        states: Tensor = output.last_hidden_state
         total, count = 0.0, int(kept.sum())
         for rows, targets in _slices(states[kept], labels[kept], max(1, LOGITS_BYTES // (4 * self._vocab_size))):
-            nats = functional.cross_entropy(self.logits(rows).float(), targets, reduction="none")
-            total += float(nats.double().sum())
+            logits = self._logits(type(output)(last_hidden_state=rows[None]))
+            total += float(functional.cross_entropy(logits.float(), targets, reduction="none").double().sum())
         return CrossEntropy(total, count)
 
-    def logits(self, rows: Tensor) -> Tensor:
-        """``[N, D]`` -> ``[N, V]`` by the model's own forward, whose backbone is a stand-in that gives ``rows``."""
-        self._given.states = rows[None]
+    def _logits(self, output: Any) -> Tensor:
+        """``[1, N, D]`` -> ``[N, V]`` by the model's own forward, around a stand-in for its backbone."""
+        rows = output.last_hidden_state
+        self._given.output = output
         try:
-            output = self._model(input_ids=torch.zeros((1, len(rows)), dtype=torch.int64, device=rows.device))
+            found = self._model(input_ids=torch.zeros(rows.shape[:2], dtype=torch.int64, device=rows.device))
         except AttributeError as error:
             raise ModelError(f"{type(self._model).__name__} is not built as a backbone and a head: {error}") from error
         finally:
-            self._given.states = None
-        logits: Tensor = output.logits[0]
+            self._given.output = None
+        logits: Tensor = found.logits[0]
         return logits
 
 
-class _GivenStates(nn.Module):
-    """Stands in for a backbone whose result is known."""
+class _GivenOutput(nn.Module):
+    """Stands in for a backbone whose output is known."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.states: Tensor | None = None
+        self.output: Any = None
 
     def forward(self, *_: Any, **__: Any) -> Any:
-        """What the backbone returned."""
-        from transformers.modeling_outputs import BaseModelOutputWithPast
-
-        return BaseModelOutputWithPast(last_hidden_state=self.states)
+        """The known output, whatever the input."""
+        return self.output
 
 
 def _returning(layer: nn.Module, output: Any) -> nn.Module:
@@ -226,11 +226,6 @@ def _giving(name: str, tensor: Tensor) -> Callable[[Tensor], Tensor]:
         return tensor.to(device=own.device, dtype=own.dtype)
 
     return give
-
-
-def _final_states(output: Any) -> Tensor:
-    states: Tensor = output.last_hidden_state
-    return states
 
 
 def _slices(rows: Tensor, targets: Tensor, size: int) -> Iterator[tuple[Tensor, Tensor]]:
