@@ -21,6 +21,8 @@ class _Open(Generic[T]):
     key: str
     items: Iterator[tuple[int, T]]
     ahead: tuple[int, T] | None
+    passed: int = 0
+    """Items before this place are gone."""
 
 
 _left_open = threading.local()
@@ -39,6 +41,7 @@ def read_range(
     while stream.ahead is not None and stream.ahead[0] < stop:
         yield stream.ahead
         stream.ahead = next(stream.items, None)
+    stream.passed = stop
     close_stream()
     _left_open.stream = stream
 
@@ -59,7 +62,7 @@ def _open(key: str, open_stream: Callable[[], Iterator[tuple[int, T]]]) -> _Open
 def _take(key: str, start: int) -> _Open[T] | None:
     """The stream left open, out of the shelf, if it can still reach ``start``."""
     stream: _Open[T] | None = _left_open.__dict__.get("stream")
-    if stream is None or stream.key != key or (stream.ahead is not None and stream.ahead[0] > start):
+    if stream is None or stream.key != key or stream.passed > start:
         return None
     del _left_open.stream
     return stream

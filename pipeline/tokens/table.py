@@ -10,7 +10,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import closing
 from itertools import chain
 from typing import Any, Protocol
 
@@ -73,13 +74,14 @@ def build_table(
     )
     receipts: list[PartReceipt] = []
     num_rows = 0
-    for receipt in _receipts(objects, jobs, map_parts):
-        receipts.append(receipt)
-        num_rows += receipt.num_rows
-        if progress is not None:
-            progress(min(num_rows, wanted) if wanted else num_rows, wanted)
-        if wanted and num_rows >= wanted:
-            break
+    with closing(_receipts(objects, jobs, map_parts)) as made:
+        for receipt in made:
+            receipts.append(receipt)
+            num_rows += receipt.num_rows
+            if progress is not None:
+                progress(min(num_rows, wanted) if wanted else num_rows, wanted)
+            if wanted and num_rows >= wanted:
+                break
     if not num_rows:
         raise CorpusError(f"the corpus has no tokens: {sum(r.num_documents for r in receipts)} documents, all empty")
     facts = {
@@ -144,7 +146,9 @@ def _existing(objects: Objects, wanted: int) -> TokenTable | None:
     return table.limited(num_rows)
 
 
-def _receipts(objects: Objects, jobs: Iterator[PartJob], map_parts: MapParts) -> Iterator[PartReceipt]:
+def _receipts(
+    objects: Objects, jobs: Iterator[PartJob], map_parts: MapParts
+) -> Generator[PartReceipt, None, None]:
     """Receipts in order. Parts that exist are read here; workers are asked from the first that does not."""
     for job in jobs:
         receipt = read_receipt(objects, job.part.index)
