@@ -47,10 +47,10 @@ class ObjectReceipt(Spec):
     size_bytes: NonNegativeInt
     """Exact length."""
     crc32c: str
-    """CRC-32C of the whole object, 8 hexadecimal digits."""
+    """8 hexadecimal digits. Token rows: CRC-32C of the whole object. Shards: CRC-32C of their ``chunk_crc32c``, each as 4
+    little-endian bytes (data followed by its own CRC has the same CRC whatever the data is)."""
     chunk_crc32c: list[str] = []
-    """CRC-32C of each chunk as stored, in order, so that a reader of one chunk need not read the object; empty where an
-    object has no chunks."""
+    """Shards: CRC-32C of each chunk as stored, in order, so that a reader of one chunk need not read the others."""
 
 
 class LedgerEntry(Spec):

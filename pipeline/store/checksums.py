@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import google_crc32c
 import numpy as np
 
@@ -18,3 +20,12 @@ def crc32c(data: Buffer) -> int:
 def crc32c_hex(data: Buffer) -> str:
     """As JSON has it."""
     return f"{crc32c(data):08x}"
+
+
+def crc32c_of_chunks(checksums: Sequence[str]) -> str:
+    """The checksum of a shard: that of its chunks' checksums, 4 little-endian bytes each.
+
+    Not that of its bytes: data followed by its own CRC leaves the register in one fixed state whatever the data is, so
+    that all shards of one geometry would have the same CRC.
+    """
+    return crc32c_hex(b"".join(int(one, 16).to_bytes(4, "little") for one in checksums))

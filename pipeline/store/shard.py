@@ -195,6 +195,10 @@ class ShardReader:
                 mine = np.flatnonzero(chunk_of == chunk)
                 out[places[mine]] = words[rows[mine] - chunk * size]
 
+    def check_all(self) -> None:
+        """Check the index and every chunk, read one by one. Raises CorruptionError for the first that differs."""
+        self._check(np.arange(len(self.ends) - 1))
+
     def _table(self, whole: Bytes) -> Words:
         """[m, chunk_rows, D] over all chunks in place: they lie ``chunk_bytes`` and a checksum apart."""
         geometry = self.geometry

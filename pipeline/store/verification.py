@@ -8,11 +8,12 @@ from functools import partial
 from typing import TypeVar
 
 from pipeline.store import layout
-from pipeline.store.checksums import crc32c_hex
+from pipeline.store.checksums import crc32c_hex, crc32c_of_chunks
 from pipeline.store.ledger import Ledger, in_order, ledger_digest
 from pipeline.store.manifests import require_planned
 from pipeline.store.objects import Objects
-from schemas.errors import HeadworksError, MissingError
+from pipeline.store.sources import open_shard
+from schemas.errors import HeadworksError
 from schemas.store import LedgerEntry, Manifest, ObjectReceipt, PassRecord, StoreRecord
 
 Result = TypeVar("Result")
@@ -49,13 +50,15 @@ def problems(
         for entry in _entries(objects, record, pass_, manifest, num_rows, found):
             entries.append(entry.model_copy(update={"statistics": {}}))
             found += _of_entry(entry, pass_record)
-    receipts = {receipt.key: receipt for entry in entries for receipt in entry.objects.values()}
-    found += [*_of_lengths(receipts, sizes)]
+    receipts = {receipt.key: (name, receipt) for entry in entries for name, receipt in entry.objects.items()}
+    found += [*_of_lengths([receipt for _, receipt in receipts.values()], sizes)]
     if manifest is not None and ledger_digest(entries) != manifest.ledger_digest:
         found.append(Problem(layout.MANIFEST, f"ledger digest {manifest.ledger_digest}", ledger_digest(entries)))
     if deep:
-        whole = [receipt for key, receipt in receipts.items() if sizes.get(key) == receipt.size_bytes]
-        found += [problem for problem in in_order(objects, lambda one: _of_bytes(objects, one), whole) if problem]
+        widths = {hook: width for one in passes.values() for hook, width in one.hook_points.items()}
+        whole = [one for key, one in receipts.items() if sizes.get(key) == one[1].size_bytes]
+        for problem in in_order(objects, lambda one: _of_bytes(objects, record, widths.get(one[0]), one[1]), whole):
+            found += [problem] if problem else []
     return found
 
 
@@ -113,17 +116,24 @@ def _of_entry(entry: LedgerEntry, pass_record: PassRecord) -> Iterator[Problem]:
         yield Problem(layout.ledger_key(entry.pass_id, entry.unit), f"objects {keys}", str(got))
 
 
-def _of_lengths(receipts: dict[str, ObjectReceipt], sizes: dict[str, int]) -> Iterator[Problem]:
-    for key, receipt in receipts.items():
-        if key not in sizes:
-            yield Problem(key, f"{receipt.size_bytes} bytes", "no object")
-        elif sizes[key] != receipt.size_bytes:
-            yield Problem(key, f"{receipt.size_bytes} bytes", f"{sizes[key]} bytes")
+def _of_lengths(receipts: list[ObjectReceipt], sizes: dict[str, int]) -> Iterator[Problem]:
+    for receipt in receipts:
+        got = sizes.get(receipt.key)
+        if got != receipt.size_bytes:
+            yield Problem(receipt.key, f"{receipt.size_bytes} bytes", "no object" if got is None else f"{got} bytes")
 
 
-def _of_bytes(objects: Objects, receipt: ObjectReceipt) -> Problem | None:
-    try:
+def _of_bytes(objects: Objects, record: StoreRecord, width: int | None, receipt: ObjectReceipt) -> Problem | None:
+    """``width`` of a shard, None of token rows."""
+    if width is None:
         got = crc32c_hex(objects.read(receipt.key))
-    except MissingError:
-        return Problem(receipt.key, f"{receipt.size_bytes} bytes", "no object")
+    else:
+        # The ledger's list of checksums says how many chunks there are, and a sound entry's own seal vouches for it.
+        num_rows = len(receipt.chunk_crc32c) * record.chunk_rows
+        found: list[Problem] = []
+        shard = open_shard(objects, receipt, layout.geometry(record, width), num_rows, set())
+        _tried(shard.check_all, receipt.key, found)
+        if found:
+            return found[0]
+        got = crc32c_of_chunks(receipt.chunk_crc32c)
     return None if got == receipt.crc32c else Problem(receipt.key, f"CRC-32C {receipt.crc32c}", f"CRC-32C {got}")

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from pipeline.store import layout
-from pipeline.store.checksums import crc32c_hex
+from pipeline.store.checksums import crc32c_hex, crc32c_of_chunks
 from pipeline.store.joining import join
 from pipeline.store.ledger import Ledger, warn_if_different
 from pipeline.store.manifests import require_planned, write_manifest
@@ -166,7 +166,7 @@ class StoreWriter:
     def _receipt(self, key: str, data: bytes | bytearray, words: Words) -> ObjectReceipt:
         geometry = layout.geometry(self.record, words.shape[1])
         crcs = stored_chunk_crcs(data, geometry, len(words))
-        return ObjectReceipt(key=key, size_bytes=len(data), crc32c=crc32c_hex(data), chunk_crc32c=crcs)
+        return ObjectReceipt(key=key, size_bytes=len(data), crc32c=crc32c_of_chunks(crcs), chunk_crc32c=crcs)
 
     def _encoded(self, unit: int, arrays: Mapping[str, Words]) -> dict[str, ObjectReceipt]:
         """What this attempt would have written."""

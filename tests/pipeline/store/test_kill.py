@@ -1,0 +1,53 @@
+"""SIGKILL at any moment of writing: a rerun gives, byte for byte, the store of an undisturbed run."""
+
+from __future__ import annotations
+
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+from pipeline.store.objects import Objects
+from pipeline.store.reader import Store
+
+SCRIPT = Path(__file__).parent / "interrupted_writer.py"
+
+
+def run(url: str, *calls: int) -> str:
+    command = [sys.executable, str(SCRIPT), url, *map(str, calls)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+def content(url: str) -> dict[str, bytes]:
+    objects = Objects(url)
+    return {key: objects.read(key) for key in objects.list()}
+
+
+def named_by_the_ledger(store: Store) -> set[str]:
+    entries = [store.entry(pass_, unit) for pass_ in store.passes for unit in range(store.num_units)]
+    objects = {receipt.key for entry in entries for receipt in entry.objects.values()}
+    return objects | {f"ledger/{entry.pass_id}/{entry.unit:08d}.json" for entry in entries}
+
+
+def test_killed_anywhere_and_run_again_the_store_is_the_same(tmp_path: Path) -> None:
+    calm = str(tmp_path / "calm")
+    calls = int(run(calm, 0))
+    undisturbed = content(calm)
+    rng = random.Random(3)
+    leftovers = 0
+    for trial in range(5):
+        url = str(tmp_path / f"trial-{trial}")
+        # Each child goes on where the one before it died, so the later ones have fewer calls to die at.
+        run(url, *(rng.randint(1, calls // 2) for _ in range(6)), 0)
+        assert content(url) == undisturbed
+        found = Objects(url).partials()
+        on_disk = {str(path.relative_to(url)) for path in Path(url).rglob("*") if path.is_file()}
+        assert on_disk == {*undisturbed, *found}
+        leftovers += len(found)
+        store = Store.open(url)
+        assert store.verify(deep=True) == []
+        documents = {key for key in undisturbed if key.endswith("json") and not key.startswith("ledger/")}
+        assert {*undisturbed} == named_by_the_ledger(store) | documents
+    assert leftovers
