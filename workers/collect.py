@@ -107,7 +107,7 @@ def _table(spec: CollectSpec, progress: Progress) -> TokenTable:
             url=table_url(spec),
             shard_rows=spec.storage.shard_rows,
             map_parts=map_parts,
-            progress=task.advance,
+            progress=task.reach,
         )
 
 

@@ -61,6 +61,11 @@ class Task:
         self.size_bytes += size_bytes
         self.shown(self)
 
+    def reach(self, done: int, total: int) -> None:
+        """``done`` of ``total`` (0: not known) are done."""
+        self.done, self.total = done, total
+        self.shown(self)
+
     def tick(self) -> None:
         """Nothing new, but show that the job lives."""
         self.shown(self)

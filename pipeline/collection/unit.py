@@ -80,7 +80,7 @@ class UnitCollector:
             seconds={"read": read - started, "forward": time.perf_counter() - read},
         )
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def _run(self, rows: TokenRows, start: int, stop: int) -> dict[str, Words]:
         """Stored words [n, D] of rows [start, stop) of ``rows``, for each hook point."""
         dtype = _TORCH[self.writer.record.dtype]

@@ -1,0 +1,108 @@
+"""Collection in one process: the stored rows are the model's, whatever unit wrote them."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from small_job import HOOKS, WIDTH, built_table, digests, small_spec
+from transformers import LlamaForCausalLM
+
+from pipeline.collection.prepare import prepare
+from pipeline.collection.unit import UnitCollector, collect_units
+from pipeline.store.reader import Store
+from pipeline.store.words import to_float32, to_words
+from schemas.collect import CollectSpec
+from schemas.errors import HookPointError, MismatchError
+
+
+def collected(spec: CollectSpec) -> Store:
+    for one in prepare(spec, built_table(spec)):
+        collector = UnitCollector.open(one.of)
+        for _ in collect_units(collector, one.units):
+            pass
+        collector.writer.finish()
+    return Store.open(spec.output)
+
+
+def reference(model: Path, store: Store) -> np.ndarray:
+    """Residual stream after block 0 of every row, [T, D], each context run alone by transformers."""
+    network = LlamaForCausalLM.from_pretrained(model)
+    tokens = store.tokens()
+    starts = [*np.flatnonzero(tokens.position == 0), len(tokens)]
+    parts = []
+    for start, stop in pairwise(starts):
+        ids = torch.from_numpy(tokens.token_id[start:stop].astype(np.int64))[None]
+        with torch.inference_mode():
+            parts.append(network(ids, output_hidden_states=True).hidden_states[1][0].numpy())
+    return np.concatenate(parts)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
+def test_every_row_is_what_the_model_computes_for_its_context(
+    dtype: str, model: Path, corpus: Path, tmp_path: Path
+) -> None:
+    store = collected(small_spec(model, corpus, tmp_path / "store", storage={"dtype": dtype}))
+    assert store.num_units > 5
+    rows = to_float32(store.read_rows(HOOKS[0], 0, 16), store.dtype)
+    assert rows.shape == (16, WIDTH)
+    got = np.concatenate(
+        [
+            to_float32(store.read_rows(HOOKS[0], start, min(start + 16, store.num_rows)), store.dtype)
+            for start in range(0, store.num_rows, 16)
+        ]
+    )
+    tolerance = {"bfloat16": 8e-3, "float16": 1e-3, "float32": 1e-5}[dtype]
+    np.testing.assert_allclose(got, reference(model, store), rtol=tolerance, atol=1e-5)
+
+
+def test_rounding_is_the_stores_own(model: Path, corpus: Path, tmp_path: Path) -> None:
+    exact = collected(small_spec(model, corpus, tmp_path / "exact", storage={"dtype": "float32"}))
+    words = collected(small_spec(model, corpus, tmp_path / "words"))
+    rows = np.arange(exact.num_rows)
+    for hook in HOOKS:
+        np.testing.assert_array_equal(words.gather(hook, rows), to_words(exact.gather(hook, rows), "bfloat16"))
+
+
+def test_a_second_computation_writes_the_same_bytes(model: Path, corpus: Path, tmp_path: Path) -> None:
+    collected(small_spec(model, corpus, tmp_path / "a" / "store"))
+    collected(small_spec(model, corpus, tmp_path / "b" / "store"))
+    assert digests(tmp_path / "a" / "store") == digests(tmp_path / "b" / "store")
+
+
+def test_the_order_of_units_does_not_matter(model: Path, corpus: Path, tmp_path: Path) -> None:
+    collected(small_spec(model, corpus, tmp_path / "a" / "store"))
+    spec = small_spec(model, corpus, tmp_path / "b" / "store")
+    (one,) = prepare(spec, built_table(spec))
+    collector = UnitCollector.open(one.of)
+    for unit in reversed(one.units):
+        collector.collect(unit)
+    collector.writer.finish()
+    assert digests(tmp_path / "a" / "store") == digests(tmp_path / "b" / "store")
+
+
+def test_a_ledger_entry_tells_who_wrote_it_and_how_long_it_took(model: Path, corpus: Path, tmp_path: Path) -> None:
+    spec = small_spec(model, corpus, tmp_path / "store")
+    (one,) = prepare(spec, built_table(spec))
+    entry = UnitCollector.open(one.of, worker="w7").collect(2, attempt=1)
+    assert (entry.unit, entry.worker, entry.attempt) == (2, "w7", 1)
+    assert {"read", "forward"} <= set(entry.seconds)
+
+
+def test_an_unknown_hook_point_leaves_no_store_behind(model: Path, corpus: Path, tmp_path: Path) -> None:
+    spec = small_spec(model, corpus, tmp_path / "store", hook_points=["blocks.0.hook_resid_pots"])
+    (one,) = prepare(spec, built_table(spec))
+    with pytest.raises(HookPointError, match="hook_resid_post"):
+        UnitCollector.open(one.of)
+    assert not (tmp_path / "store").exists()
+
+
+def test_a_worker_that_sees_another_model_refuses(model: Path, corpus: Path, tmp_path: Path) -> None:
+    spec = small_spec(model, corpus, tmp_path / "store")
+    (one,) = prepare(spec, built_table(spec))
+    one.of.record.identity["model"]["weights"] = "another"
+    with pytest.raises(MismatchError, match="weights"):
+        UnitCollector.open(one.of)
