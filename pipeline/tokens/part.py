@@ -168,8 +168,9 @@ def _tokenizer(table_url: str, digest: str, specials: tuple[tuple[str, int], ...
 def _tokenise(job: PartJob, tokenizer: Tokenizer, tally: _Tally) -> Iterator[TokenisedDocument]:
     """Documents with ids counting from 0; fills the tally."""
     for batch in _batches(read_documents(job.spec, job.part)):
-        for document, token_id in zip(batch, tokenizer.encode([each.text for each in batch]), strict=True):
-            sha256 = _text_sha256(document)
+        digests = [_text_sha256(document) for document in batch]  # first: it finds text that cannot be tokenised
+        encoded = tokenizer.encode([document.text for document in batch])
+        for document, sha256, token_id in zip(batch, digests, encoded, strict=True):
             held_out = is_held_out(sha256, seed=job.spec.seed, fraction=job.spec.held_out_fraction)
             document_id = len(tally.columns["document_id"])
             row = (document_id, document.name, sha256, held_out, len(token_id))

