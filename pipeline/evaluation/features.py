@@ -95,7 +95,8 @@ class FeatureSearch:
 
     def features(self, pieces: Pieces) -> list[dict[str, Any]]:
         """Each chosen latent that fired on the searched rows, rarest first."""
-        slot, place, value = (np.concatenate(column) for column in (self._slots, self._places, self._values))
+        slot, place = np.concatenate(self._slots), np.concatenate(self._places)
+        value = np.concatenate(self._values)
         order = np.lexsort((place, slot))
         bounds = np.searchsorted(slot[order], np.arange(len(self._latents) + 1))
         vocabulary = Vocabulary(self._rows)

@@ -16,6 +16,8 @@ MAX_POINTS = 240
 """More would not be seen at the width of a chart."""
 NUM_COLOURS = 8
 """Colours of the style sheet; after these they repeat."""
+NEUTRAL = -1
+"""Colour of a line that belongs to no series of the legend."""
 _LEFT, _RIGHT, _TOP, _BOTTOM = 46, 14, 12, 36
 
 
@@ -25,7 +27,7 @@ class Series:
 
     label: str
     colour: int
-    """Number of the series in the page's legend."""
+    """Number of the series in the page's legend, or ``NEUTRAL``."""
     x: Sequence[float]
     y: Sequence[float]
 
@@ -87,6 +89,10 @@ def _thin(series: Series, *, above_zero: bool) -> Series:
     return Series(series.label, series.colour, [x for x, _ in thinned], [y for _, y in thinned])
 
 
+def _style(series: Series) -> str:
+    return "neutral" if series.colour == NEUTRAL else f"s{series.colour % NUM_COLOURS}"
+
+
 def _path(points: Sequence[tuple[float, float]]) -> str:
     return "M" + "L".join(f"{x:.1f} {y:.1f}" for x, y in points)
 
@@ -95,9 +101,9 @@ def _line(frame: Frame, series: Series) -> Markup:
     points = [frame.at(x, y) for x, y in zip(series.x, series.y, strict=True)]
     x, y = points[-1]
     return Markup(
-        '<g class="series s{colour}"><title>{label}</title><path class="line" d="{path}"/>'
+        '<g class="series {style}"><title>{label}</title><path class="line" d="{path}"/>'
         '<circle class="end" cx="{x}" cy="{y}" r="2.6"/></g>'
-    ).format(colour=series.colour % NUM_COLOURS, label=series.label, path=_path(points), x=f"{x:.1f}", y=f"{y:.1f}")
+    ).format(style=_style(series), label=series.label, path=_path(points), x=f"{x:.1f}", y=f"{y:.1f}")
 
 
 def _steps(frame: Frame, edges: Sequence[float], series: Series) -> Markup:
@@ -107,9 +113,9 @@ def _steps(frame: Frame, edges: Sequence[float], series: Series) -> Markup:
         points += [frame.at(left, count), frame.at(right, count)]
     points.append((frame.at(edges[-1], 0)[0], base))
     return Markup(
-        '<g class="series s{colour}"><title>{label}</title><path class="area" d="{path}Z"/>'
+        '<g class="series {style}"><title>{label}</title><path class="area" d="{path}Z"/>'
         '<path class="line" d="{path}"/></g>'
-    ).format(colour=series.colour % NUM_COLOURS, label=series.label, path=_path(points))
+    ).format(style=_style(series), label=series.label, path=_path(points))
 
 
 def _svg(frame: Frame, title: str, x_label: str, marks: Markup) -> Markup:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from markupsafe import Markup
 
-from pipeline.report.charts import Series, line_chart
+from pipeline.report.charts import NEUTRAL, Series, line_chart
 from schemas.errors import CorruptionError
 
 
@@ -21,23 +21,13 @@ class Curve:
     svg: Markup
 
 
-@dataclass(frozen=True)
-class _Quantity:
-    title: str
-    log_y: bool
-    value: Callable[[Mapping[str, Any], str], float | None]
-
-
-def _metric(key: str) -> Callable[[Mapping[str, Any], str], float | None]:
-    return lambda record, name: record["dictionaries"].get(name, {}).get(key)
-
-
-_QUANTITIES = (
-    _Quantity("Fraction of variance unexplained (training batches)", True, _metric("fvu")),
-    _Quantity("Active latents of a row, L0", False, _metric("l0")),
-    _Quantity("Dead share of latents", False, _metric("dead_share")),
-    _Quantity("Learning rate", False, lambda record, name: record["learning_rate"].get(name)),
+_METRICS = (
+    ("fvu", "Fraction of variance unexplained (training batches)", True),
+    ("l0", "Active latents of a row, L0", False),
+    ("dead_share", "Dead share of latents", False),
 )
+"""Key in ``metrics.jsonl``, heading, logarithmic."""
+_X_LABEL = "rows seen"
 
 
 def read_metrics(content: bytes, where: str) -> list[dict[str, Any]]:
@@ -56,15 +46,19 @@ def read_metrics(content: bytes, where: str) -> list[dict[str, Any]]:
 
 
 def training_curves(records: Sequence[Mapping[str, Any]], names: Sequence[str]) -> list[Curve]:
-    """A chart for each quantity that was recorded, one line for each of ``names``."""
+    """A chart for each quantity that was recorded, one line for each of ``names``, and one of the learning rate."""
     curves = []
-    for quantity in _QUANTITIES:
-        series = []
-        for colour, name in enumerate(names):
-            points = [(record["tokens"], quantity.value(record, name)) for record in records]
-            kept = [(float(x), float(y)) for x, y in points if y is not None]
-            series.append(Series(name, colour, [x for x, _ in kept], [y for _, y in kept]))
-        svg = line_chart(series, title=quantity.title, x_label="rows seen", log_y=quantity.log_y)
-        if svg:
-            curves.append(Curve(quantity.title, svg))
-    return curves
+    for key, title, log_y in _METRICS:
+        series = [_series(records, name, colour, key) for colour, name in enumerate(names)]
+        curves.append(Curve(title, line_chart(series, title=title, x_label=_X_LABEL, log_y=log_y)))
+    title = "Learning rate (the largest of all dictionaries)"
+    rates = Series(title, NEUTRAL, [one["tokens"] for one in records], [one["learning_rate"] for one in records])
+    curves.append(Curve(title, line_chart([rates], title=title, x_label=_X_LABEL)))
+    return [curve for curve in curves if curve.svg]
+
+
+def _series(records: Sequence[Mapping[str, Any]], name: str, colour: int, key: str) -> Series:
+    points = [
+        (one["tokens"], one["dictionaries"][name][key]) for one in records if key in one["dictionaries"].get(name, {})
+    ]
+    return Series(name, colour, [x for x, _ in points], [y for _, y in points])

@@ -82,7 +82,7 @@ def write_model(folder: Path, corpus: Path) -> None:
             stream += [*tokenizer.encode(path.read_text("utf-8")).ids, 1]
         data = torch.tensor(stream)
         adam = torch.optim.Adam(model.parameters(), lr=3e-3)
-        for _ in range(120):
+        for _ in range(80):
             starts = torch.randint(0, len(data) - 33, (32,))
             batch = torch.stack([data[start : start + 32] for start in starts.tolist()])
             adam.zero_grad()
@@ -136,7 +136,7 @@ def trained(root: Path, store: str) -> TrainSpec:
                 },
             ],
             "batch_rows": 256,
-            "num_tokens": 30_000,
+            "num_tokens": 16_000,
             "checkpoint_every_steps": 0,
             "trackers": [],
             "output": f"{root}/dictionaries",

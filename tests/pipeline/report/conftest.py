@@ -73,7 +73,7 @@ def metrics(names: list[str]) -> list[dict[str, Any]]:
         {
             "step": step,
             "tokens": 100 * step,
-            "learning_rate": dict.fromkeys(names, 1e-3),
+            "learning_rate": 1e-3,
             "tokens_per_s": 1e4,
             "dictionaries": {name: {"loss": 1 / step, "fvu": 1 / step, "l0": 4.0, "dead_share": 0.0} for name in names},
         }

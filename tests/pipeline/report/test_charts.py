@@ -61,8 +61,8 @@ def test_a_histogram_has_two_corners_for_each_bin() -> None:
 
 def test_curves_of_metrics_jsonl() -> None:
     records = read_metrics(
-        b'{"tokens": 10, "learning_rate": {"a": 0.1}, "dictionaries": {"a": {"fvu": 0.5, "l0": 3}}}\n'
-        b'{"tokens": 20, "learning_rate": {"a": 0.2}, "dictionaries": {"a": {"fvu": 0.4, "l0": 3}}}\n',
+        b'{"tokens": 10, "learning_rate": 0.1, "dictionaries": {"a": {"fvu": 0.5, "l0": 3}}}\n'
+        b'{"tokens": 20, "learning_rate": 0.2, "dictionaries": {"a": {"fvu": 0.4, "l0": 3}}}\n',
         "m",
     )
     curves = training_curves(records, ["a", "b"])
