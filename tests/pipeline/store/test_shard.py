@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import json
 from pathlib import Path
 from typing import Any, Literal
 
@@ -114,29 +114,35 @@ def test_zarr_reads_the_same_words(
 
 @pytest.mark.parametrize("codec", ["none", "zstd"])
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
-def test_the_metadata_is_what_zarr_itself_writes(sample: Any, codec: Codec, dtype: Literal["bfloat16"]) -> None:
+def test_the_metadata_is_what_zarr_itself_writes(
+    sample: Any, tmp_path: Path, codec: Codec, dtype: Literal["bfloat16"]
+) -> None:
     words = stored_dtype(dtype)
     blosc = BloscCodec(typesize=words.itemsize, cname="zstd", clevel=1, shuffle="shuffle")
     theirs = zarr.create_array(
         {}, shape=(75, 5), dtype=words, chunks=(8, 5), shards=(32, 5), fill_value=0, filters=None,
         compressors=[*([blosc] if codec == "zstd" else []), Crc32cCodec()],
     )  # fmt: skip
-    ours = array_metadata(sample(codec=codec, dtype=dtype).record, "hook", 5, 75, "pass")
-    expected = {**theirs.metadata.to_dict(), "attributes": ours["attributes"]}
-    assert [*expected.pop("storage_transformers", [])] == []
-    assert zarr.core.metadata.ArrayV3Metadata.from_dict(ours) == zarr.core.metadata.ArrayV3Metadata.from_dict(expected)
-    assert math.prod(ours["shape"]) == 375
+    facts = array_metadata(sample(codec=codec, dtype=dtype).record, "hook", 5, 75, "pass")
+    (tmp_path / "zarr.json").write_text(json.dumps(facts))
+    ours = zarr.open_array(str(tmp_path), mode="r")
+    assert {**ours.metadata.to_dict(), "attributes": {}} == {**theirs.metadata.to_dict(), "attributes": {}}
 
 
-def test_what_zarr_writes_decodes_too() -> None:
-    """Not by Headworks' reader, which insists on its own order of chunks: the index is read by hand."""
+def test_what_zarr_writes_decodes_too(tmp_path: Path) -> None:
+    """Not by the reader, which insists on its own order of chunks: the index is read by hand."""
     words = words_of(32, 3)
-    store = zarr.storage.MemoryStore()
     array = zarr.create_array(
-        store, shape=(32, 3), dtype="uint16", chunks=(8, 3), shards=(32, 3), fill_value=0, compressors=[Crc32cCodec()]
+        str(tmp_path),
+        shape=(32, 3),
+        dtype="uint16",
+        chunks=(8, 3),
+        shards=(32, 3),
+        fill_value=0,
+        compressors=[Crc32cCodec()],
     )
     array[:] = words
-    theirs = store._store_dict["c/0/0"].to_bytes()
+    theirs = (tmp_path / "c/0/0").read_bytes()
     ours = bytes(encode_shard(words, 8, 32, "none"))
     assert len(theirs) == len(ours)
     index = np.frombuffer(theirs[-68:-4], dtype="<u8").reshape(4, 2)
