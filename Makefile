@@ -9,7 +9,7 @@ export RAY_ENABLE_UV_RUN_RUNTIME_ENV := 0
 export RAY_USAGE_STATS_ENABLED := 0
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: setup demo test test-slow check format bench lock clean
+.PHONY: setup demo test test-slow check format bench peers lock clean
 
 setup: $(READY)
 
@@ -43,6 +43,12 @@ format: setup
 
 bench: setup
 	$(BIN)/python -m benchmarks
+
+# The libraries that benchmarks compare with; torchvision's only build does not fit this torch.
+peers:
+	test -x .venv-peers/bin/python || $(PYTHON) -m venv .venv-peers
+	.venv-peers/bin/python -m pip install --quiet torch==2.13.0 sae-lens==6.54.12 eai-sparsify==1.3.3 dictionary-learning==0.1.0
+	.venv-peers/bin/python -m pip uninstall --quiet --yes torchvision
 
 lock: setup
 	{ echo "# Every version that the project is tested with: pip install -c constraints.txt. Made by \`make lock\`."; \
