@@ -95,8 +95,8 @@ class Objects:
     def create(self, key: str, data: Data) -> bool:
         """Put the object unless there is one: True if this call made it. Of many racing calls one wins.
 
-        Local: ``link(2)``. S3: ``If-None-Match``. GCS: ``if_generation_match=0``. memory: a lock. Other file systems
-        have an exists check before the write, which two writers at the same instant can both pass.
+        Local: ``link(2)``. S3: ``If-None-Match``. memory: a lock. Other file systems: fsspec's ``mode="create"``, which
+        for most is an exists check before the write, and two writers at the same instant can both pass it.
         """
         return self._backend.create(_checked(key), data)
 

@@ -24,7 +24,7 @@ def named_by_the_ledger(store: Store) -> set[str]:
 
 
 def test_killed_anywhere_and_run_again_the_store_is_the_same(tmp_path: Path) -> None:
-    trials = 5
+    trials = 4
     command = [sys.executable, str(SCRIPT), str(tmp_path), str(trials), "3"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=200, check=False)
     assert done.returncode == 0, done.stderr
