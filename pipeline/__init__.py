@@ -1,1 +1,1 @@
-"""Everything that computes, in one process: tokens, models, the store, sample order, dictionaries, training, evaluation."""
+"""Everything that computes, in one process: tokens, models, the store, row order, training, evaluation, report."""
