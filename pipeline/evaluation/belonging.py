@@ -8,8 +8,10 @@ from typing import Any
 
 from pipeline.evaluation.trained import Trained
 from pipeline.store.reader import Store
+from pipeline.tokens.table import TokenTable, load_spec_tokenizer
+from pipeline.tokens.tokenizer import Tokenizer
 from schemas.collect import CollectSpec
-from schemas.errors import HookPointError, MismatchError, SpecError, nearest
+from schemas.errors import HookPointError, IncompleteError, MismatchError, MissingError, SpecError, nearest
 from schemas.evaluate import EvaluateSpec
 from schemas.fingerprint import require_equal
 from schemas.model import ModelSpec
@@ -94,12 +96,15 @@ def spliced_model_spec(store: Store) -> ModelSpec:
     return spec.model_copy(update={"dtype": "float32", "revision": commit})
 
 
-def tokenizer_place(store: Store) -> tuple[str, str]:
-    """Path and revision of the tokenizer that the token table was made with."""
-    spec = collect_spec(store)
-    if spec.tokens.tokenizer == "model":
-        return spec.model.path, store.record.identity["model"].get("revision") or spec.model.revision
-    return spec.tokens.tokenizer, "main"
+def tokenizer_of(store: Store) -> Tokenizer:
+    """The tokenizer that made the rows: the token table's copy, or the model's own where the table has gone."""
+    try:
+        table = TokenTable.open(store.record.table_url)
+        if table.fingerprint == store.table_fingerprint:
+            return table.tokenizer()
+    except (MissingError, IncompleteError):
+        pass  # the url is a hint: nothing, or another job's table, lies there now
+    return load_spec_tokenizer(collect_spec(store).tokens, spliced_model_spec(store))
 
 
 def version() -> str:

@@ -31,7 +31,6 @@ from pipeline.report.curves import read_metrics
 from pipeline.report.page import ReportData, render
 from pipeline.store.objects import Objects
 from pipeline.store.reader import Store
-from pipeline.tokens.tokenizer import load_tokenizer
 from schemas.errors import SpecError
 from schemas.evaluate import EvaluateSpec
 from schemas.fingerprint import fingerprint
@@ -162,7 +161,7 @@ class _Evaluation:
         spec, store = self._spec, self._store
         if spec.report.num_features == 0:
             return {trained.name: [] for trained in self._dictionaries}
-        tokenizer = load_tokenizer(*belonging.tokenizer_place(store))
+        tokenizer = belonging.tokenizer_of(store)
         contexts = searched_contexts(store, spec.report, seed=spec.seed)
         return {
             trained.name: find_features(

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from pipeline.dictionaries.folder import load_dictionary, save_dictionary
+from pipeline.evaluation import belonging
 from pipeline.evaluation.evaluate import evaluate
 from pipeline.store.reader import Store
 from schemas.errors import HeadworksError, HookPointError, MismatchError, MissingError, SpecError
@@ -176,3 +177,12 @@ def test_too_few_held_out_rows_are_said(flow: Any, tmp_path: Path, monkeypatch: 
     monkeypatch.setattr("pipeline.evaluation.evaluate.choose_contexts", lambda *_, **__: [])
     with pytest.raises(SpecError, match="has no held-out contexts"):
         evaluate(spec)
+
+
+def test_the_tokenizer_is_the_tables_or_the_models_where_the_table_has_gone(flow: Any, tmp_path: Path) -> None:
+    store = Store.open(flow.store)
+    assert store.record.table_url == f"{flow.root}/tokens"
+    kept = belonging.tokenizer_of(store)
+    store.record = store.record.model_copy(update={"table_url": str(tmp_path / "gone")})
+    assert belonging.tokenizer_of(store).digest == kept.digest
+    assert kept.pieces([2, 12]) == ["cat", "the"]
