@@ -5,6 +5,7 @@ Letters: T rows, G true features, D width.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from types import MappingProxyType
 
@@ -46,7 +47,9 @@ class Superposition:
         decay: float = 0.99,
         seed: int = 0,
     ) -> None:
-        self._generator = torch.Generator().manual_seed(seed)
+        # A stream of its own: an initialiser that draws from the plain seed would start at the true features.
+        digest = hashlib.sha256(f"superposition/{seed}".encode()).digest()
+        self._generator = torch.Generator().manual_seed(int.from_bytes(digest[:7], "little"))
         directions_GD = torch.randn(num_features, width, generator=self._generator)
         self.features: torch.Tensor = torch.nn.functional.normalize(directions_GD, dim=1)
         """[G, D], rows of norm 1, the most frequent first."""
