@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from pipeline.dictionaries.folder import load_dictionary
-from pipeline.order.feed import RowFeed
 from pipeline.store.reader import Store
+from pipeline.store.words import to_float32
 from pipeline.training import engine, memory
 from pipeline.training.checkpoint import Checkpoints
 from pipeline.training.world import SingleWorld
@@ -76,18 +76,9 @@ def test_result_carries_its_provenance(make_spec: MakeSpec, store_url: str) -> N
     assert record.model == {"path": "planted"}
     assert record.versions["torch"] == torch.__version__
     # The scale makes the mean norm sqrt(d_model): the statistics of the store, not of a batch.
-    norms = np.linalg.norm(planted_rows(store, "mlp_in"), axis=1)
+    words = store.read_rows("mlp_in", 0, store.num_rows)
+    norms = np.linalg.norm(to_float32(words, store.dtype), axis=1)
     assert record.scales["mlp_in"] == pytest.approx(4 / norms.mean(), rel=1e-4)
-
-
-def planted_rows(store: Store, point: str) -> np.ndarray[Any, Any]:
-    feed = RowFeed(
-        store, [point], rows=TrainSpec.model_fields["rows"].default, order=TrainSpec.model_fields["order"].default,
-        batch_rows=store.num_rows, split="all",
-    )  # fmt: skip
-    del feed
-    words = store.read_rows(point, 0, store.num_rows)
-    return torch.from_numpy(words.copy()).view(torch.bfloat16).float().numpy()
 
 
 @pytest.mark.parametrize("step", [1, 10, 30, 41])
