@@ -101,7 +101,7 @@ def _init(**options: Any) -> None:
     ray.init(
         namespace=NAMESPACE,
         configure_logging=True,
-        logging_level=logging.WARNING,
+        logging_level=logging.ERROR,
         log_to_driver=False,
         **options,
     )

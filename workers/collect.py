@@ -100,7 +100,7 @@ def run_collect(
 
 
 def _table(spec: CollectSpec, progress: Progress) -> TokenTable:
-    with progress.task(f"{spec.name}: tokenise", total=spec.tokens.max_tokens) as task:
+    with progress.task(f"{spec.name}: tokens", total=spec.tokens.max_tokens) as task:
         return build_table(
             spec.tokens,
             spec.model,
@@ -122,7 +122,7 @@ def _run_pass(one: Pending, figures: _Figures, progress: Progress, actor_class: 
     controller = Controller(units, len(units), num_workers(limits), limits)
     missing = one.num_rows(units)
     done = one.of.num_rows - missing
-    with progress.task(f"{name}: collect", total=one.of.num_rows, done=done) as task:
+    with progress.task(f"{name}: activations", total=one.of.num_rows, done=done) as task:
         run = _PassRun(one.of, controller, CollectorPool(one.of, limits, actor_class), figures, task, missing)
         try:
             return run.execute(progress)
@@ -201,6 +201,7 @@ class _PassRun:
                     self.widths = answer.widths
                     self.ready_s = time.perf_counter()
                     self.figures.load_seconds += self.ready_s - self.started_s
+                    self.task.restart_clock()
             case UnitCommitted(), Receipt():
                 self.figures.units += 1
                 self.figures.rows += answer.num_rows

@@ -14,9 +14,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import ray
+import torch
 from ray import exceptions
 
 from pipeline.collection.prepare import CollectPass
+from pipeline.collection.unit import UnitCollector
 from schemas.collect import CollectWorkers
 from workers.cluster import NAMESPACE
 from workers.controller import Event, UnitCommitted, UnitFailed, WorkerDied, WorkerFailed, WorkerReady
@@ -51,15 +53,10 @@ class Collector:
 
     def __init__(self, name: str) -> None:
         self._name = name
-        self._collector: Any = None
+        self._collector: UnitCollector | None = None
 
     def load(self, one: CollectPass, num_threads: int) -> Loaded:
         """Load the model and join the store."""
-        # Imported here, so that the process that only steers never imports torch for it.
-        import torch
-
-        from pipeline.collection.unit import UnitCollector
-
         started = time.perf_counter()
         torch.set_num_threads(num_threads)
         host = socket.gethostname()
@@ -69,6 +66,7 @@ class Collector:
 
     def collect(self, unit: int, attempt: int) -> Receipt:
         """Compute one unit; returns when the ledger has it."""
+        assert self._collector is not None, "load comes first"
         started = time.perf_counter()
         entry = self._collector.collect(unit, attempt)
         size_bytes = sum(receipt.size_bytes for receipt in entry.objects.values())

@@ -6,7 +6,8 @@ that is made again from the units that the ledger lacks goes on where the last o
 
 Two budgets, kept apart: errors of the code are counted for each unit (``max_attempts``), deaths of worker processes
 for the whole job (``max_worker_deaths``), since a death says nothing about the unit. An error that the user must mend
-(a ``UserError``: full disk, wrong hook point) fails the job at once, for trying again cannot help.
+(a ``UserError``: full disk, wrong hook point) fails the job at once, for trying again cannot help; a service that does
+not answer (``UnreachableError``) may do so the next time and is tried again.
 """
 
 from __future__ import annotations
@@ -14,9 +15,10 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from typing import TypeGuard
 
 from schemas.collect import CollectWorkers
-from schemas.errors import HeadworksError, JobError, UserError
+from schemas.errors import HeadworksError, JobError, UnreachableError, UserError
 
 
 @dataclass(frozen=True)
@@ -192,7 +194,7 @@ class Controller:
 
     def _failed(self, worker: _Worker, event: UnitFailed) -> list[Decision]:
         worker.units.remove(event.unit)
-        if isinstance(event.error, UserError):
+        if _is_final(event.error):
             return self._fail(event.error)
         history = self._histories.setdefault(event.unit, _History())
         history.errors += 1
@@ -208,7 +210,7 @@ class Controller:
 
     def _could_not_load(self, event: WorkerFailed) -> list[Decision]:
         del self._workers[event.worker]
-        if isinstance(event.error, UserError):
+        if _is_final(event.error):
             return self._fail(event.error)
         self._load_errors += 1
         if self._load_errors >= self._limits.max_attempts:
@@ -296,6 +298,10 @@ class Controller:
             return None
         self._num_fresh -= 1
         return next(self._fresh)
+
+
+def _is_final(error: BaseException) -> TypeGuard[UserError]:
+    return isinstance(error, UserError) and not isinstance(error, UnreachableError)
 
 
 def _described(error: BaseException) -> str:

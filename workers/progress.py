@@ -66,6 +66,10 @@ class Task:
         self.done, self.total = done, total
         self.shown(self)
 
+    def restart_clock(self) -> None:
+        """Rates and times count from now: what came before was preparation."""
+        self.started_s = self.clock()
+
     def tick(self) -> None:
         """Nothing new, but show that the job lives."""
         self.shown(self)
@@ -118,7 +122,8 @@ class Progress:
             task = Task(name, unit, total, done, self._clock, shown)
             shown(task)
             yield task
-            self._line(task, f"in {clock_time(task.seconds)}")
+            if task.done > task.reused:
+                self._line(task, f"in {clock_time(task.seconds)}")
 
     def note(self, text: str) -> None:
         """One line that stays, above the bar if there is one."""

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from schemas.collect import CollectWorkers
-from schemas.errors import HeadworksError, JobError, ResourceError
+from schemas.errors import HeadworksError, JobError, ResourceError, UnreachableError
 from workers.controller import (
     Controller,
     Decision,
@@ -239,6 +239,13 @@ def test_what_the_user_must_mend_fails_at_once_with_that_very_error(stage: str) 
         pool.ready()
         pool.tell(UnitFailed(0, 100, full))
     assert pool.error is full
+
+
+def test_a_service_that_does_not_answer_is_tried_again() -> None:
+    pool = pool_of(2, 1, units_in_flight=1)
+    pool.ready()
+    pool.tell(UnitFailed(0, 100, UnreachableError("s3://bucket: timed out")))
+    assert pool.leases == {0: [100]}
 
 
 def test_a_failed_load_is_tried_anew_and_then_fails() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from itertools import pairwise
 from pathlib import Path
 
@@ -106,3 +108,40 @@ def test_a_worker_that_sees_another_model_refuses(model: Path, corpus: Path, tmp
     one.of.record.identity["model"]["weights"] = "another"
     with pytest.raises(MismatchError, match="weights"):
         UnitCollector.open(one.of)
+
+
+FILLS_UP = """
+import resource, sys
+from pipeline.collection.prepare import prepare, table_url
+from pipeline.collection.unit import UnitCollector
+from pipeline.tokens.table import TokenTable
+from schemas.collect import CollectSpec
+from schemas.errors import ResourceError
+spec = CollectSpec.model_validate_json(sys.argv[1])
+(one,) = prepare(spec, TokenTable.open(table_url(spec)))
+collector = UnitCollector.open(one.of)
+collector.collect(0)
+collector.collect(1)
+# No file may grow beyond 2000 bytes from here on: a write fails as it does on a full disk.
+resource.setrlimit(resource.RLIMIT_FSIZE, (2000, resource.RLIM_INFINITY))
+try:
+    collector.collect(2)
+except ResourceError as error:
+    print(error)
+"""
+
+
+def test_a_disk_that_fills_up_keeps_what_is_committed(model: Path, corpus: Path, tmp_path: Path) -> None:
+    spec = small_spec(model, corpus, tmp_path / "a" / "store")
+    built_table(spec)
+    done = subprocess.run(
+        [sys.executable, "-c", FILLS_UP, spec.model_dump_json()],
+        capture_output=True, text=True, timeout=100, check=False,
+    )  # fmt: skip
+    assert "Free space" in done.stdout, done.stderr
+    assert str(tmp_path / "a" / "store") in done.stdout
+    (one,) = prepare(spec, built_table(spec))
+    assert one.committed == {0, 1}
+    collected(spec)
+    collected(small_spec(model, corpus, tmp_path / "b" / "store"))
+    assert digests(tmp_path / "a" / "store") == digests(tmp_path / "b" / "store")

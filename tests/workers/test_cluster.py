@@ -1,0 +1,81 @@
+"""Connecting to Ray: what is refused, what is shared, what is shut down."""
+
+from __future__ import annotations
+
+import socket
+import subprocess
+import sys
+
+import pytest
+import ray
+
+from schemas.pipeline import ClusterSpec
+from workers.cluster import Cluster, connect
+
+pytestmark = pytest.mark.ray
+
+
+def python(script: str, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """A process of its own: this one is connected already."""
+    import os
+
+    return subprocess.run(
+        [sys.executable, "-c", script, *arguments],
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+REFUSED = """
+import sys
+from schemas.errors import UserError
+from schemas.pipeline import ClusterSpec
+from workers.cluster import connect
+for address in [*sys.argv[1:], None]:
+    try:
+        with connect(ClusterSpec(), address):
+            print("connected")
+    except UserError as error:
+        print(type(error).__name__, str(error).replace("\\n", " "))
+"""
+
+
+def test_addresses_where_no_ray_is_are_refused_in_seconds() -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        closed = f"127.0.0.1:{free.getsockname()[1]}"
+    done = python(REFUSED, closed, f"ray://{closed}", "http://127.0.0.1:8265", RAY_ADDRESS=closed)
+    lines = done.stdout.splitlines()
+    assert len(lines) == 4, done.stderr
+    for line in (lines[0], lines[1], lines[3]):
+        assert line.startswith("UnreachableError nothing answers at")
+        assert closed in line
+        assert "6379" in line
+    assert lines[2].startswith("SpecError")
+    assert "headworks submit" in lines[2]
+
+
+JOINED = """
+import sys
+import ray
+from schemas.pipeline import ClusterSpec
+from workers.cluster import connect
+with connect(ClusterSpec(), sys.argv[1]) as cluster:
+    print(cluster.is_own, cluster.num_cpus)
+print(ray.is_initialized())
+"""
+
+
+def test_a_cluster_at_an_address_is_joined_and_left_running(ray_cluster: Cluster) -> None:
+    done = python(JOINED, ray_cluster.address)
+    assert done.stdout.splitlines() == ["False 2.0", "False"], done.stderr
+    assert ray.cluster_resources()["CPU"] == 2  # type: ignore[no-untyped-call]
+
+
+def test_a_connected_ray_is_used_and_not_shut_down(ray_cluster: Cluster) -> None:
+    with connect(ClusterSpec(num_cpus=1)) as cluster:
+        assert cluster == Cluster(ray_cluster.address, ray_cluster.num_cpus, ray_cluster.num_gpus, is_own=False)
+    assert ray.is_initialized()
