@@ -15,7 +15,6 @@ import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
-from typing import Any
 
 import click
 
@@ -28,15 +27,13 @@ class Stopped(Exception):  # noqa: N818 - not an error
     """The user stopped the command; the message says what is kept."""
 
 
-def guarded(action: Callable[[], Any], *, debug: bool, as_json: bool) -> int:
-    """Run a command and return its exit code; whatever it raises becomes one message.
+def guarded(action: Callable[[], int | None], *, debug: bool, as_json: bool) -> int:
+    """Run a command and return its exit code, the one that it returns or that of the message for what it raises.
 
     With ``as_json`` stdout gets ``{"error": {"type", "message"}}`` as well, so that a machine need not read stderr.
     """
     try:
-        action()
-    except click.exceptions.Exit as ended:
-        return ended.exit_code
+        code = action()
     except BrokenPipeError:
         # The reader of our output has gone (`| head`); nobody is left to tell.
         sys.stderr.close()
@@ -49,7 +46,7 @@ def guarded(action: Callable[[], Any], *, debug: bool, as_json: bool) -> int:
         if as_json:
             click.echo(json.dumps({"error": {"type": kind, "message": message}}))
         return code
-    return SUCCESS
+    return code or SUCCESS
 
 
 def _outcome(error: BaseException, *, debug: bool) -> tuple[int, str, str]:

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -116,6 +117,8 @@ def _fit(spec: TrainSpec, name: str, progress: Progress) -> dict[str, Any]:
     """One group from its start to its end; its rank 0's summary."""
     # Ray Train says at length what the progress display says in a line; its log files keep everything.
     logging.getLogger("ray.train").setLevel(logging.ERROR)
+    # An actor that warns ranks of preemptions: ours have nothing to do then that they do not do anyway.
+    os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
     notices = board.open_board()
     with _scratch(spec.output) as place:
         # ray.train's annotations are those of its first version.

@@ -40,7 +40,7 @@ def write_store(url: str, poison: bool = False) -> str:
         row[random.choice(40, 3, replace=False)] = random.uniform(1, 2, 3)
     acts = codes @ random.normal(size=(40, D))
     if poison:
-        acts[NUM_ROWS // 2, 3] = np.inf
+        acts[NUM_ROWS // 2 + 3, 3] = np.inf
     identity = {"model": {"path": "planted"}, "poison": poison}
     record = StoreRecord(
         fingerprint=fingerprint(identity), identity=identity, table_fingerprint="table", dtype="bfloat16",
@@ -120,6 +120,7 @@ def kill_a_rank() -> Iterator[Callable[[str, int], threading.Thread]]:
         thread.join(timeout=10)
 
 
+@pytest.mark.slow
 def test_a_killed_rank_changes_no_byte(
     ray_cluster: object,
     make_spec: Callable[..., TrainSpec],
@@ -133,8 +134,8 @@ def test_a_killed_rank_changes_no_byte(
     assert not killer.is_alive()
     assert (undisturbed["restarts"], disturbed["restarts"]) == (0, 1)
     assert "attempt 1 ended" in shown.getvalue()
-    for name in ("dictionary.safetensors",):
-        assert Path(hit.output, "sae", name).read_bytes() == Path(calm.output, "sae", name).read_bytes()
+    weights = Path("sae", "dictionary.safetensors")
+    assert Path(hit.output, weights).read_bytes() == Path(calm.output, weights).read_bytes()
     # Every step is in the log once, those after the checkpoint that the kill undid included.
     assert steps_logged(hit.output) == list(range(1, disturbed["steps"] + 1))
     assert not Path(hit.output, SCRATCH).exists()
@@ -151,7 +152,7 @@ def test_what_a_rank_raises_comes_out_as_itself_and_is_not_repeated(
 ) -> None:
     poisoned = write_store(str(tmp_path / "poisoned"), poison=True)
     shown = io.StringIO()
-    with pytest.raises(DivergenceError, match="must be finite"):
+    with pytest.raises(DivergenceError, match="finite"):
         run_train(make_spec(store=poisoned), progress=Progress(shown))
     assert "attempt" not in shown.getvalue()
 
