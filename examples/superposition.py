@@ -5,7 +5,7 @@ latents is trained at several weights of the L1 penalty; MMCS is the mean over t
 with a latent's decoder direction. Too small a weight leaves features mixed, too large a one loses the rare ones.
 
     python examples/superposition.py                    lambda = 1
-    python examples/superposition.py 0.3 1 3 8          about 40 s for each on two slow cores
+    python examples/superposition.py 0.3 1 3 8          about half a minute for each
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class Recovery:
     """Over the 256 most frequent ones."""
 
 
-def train(l1_coefficient: float, *, num_steps: int = 1500, batch_rows: int = 2048, seed: int = 0) -> Recovery:
+def train(l1_coefficient: float, *, num_steps: int = 1500, batch_rows: int = 512, seed: int = 0) -> Recovery:
     """Train on fresh rows in every step and compare with the truth."""
     data = Superposition(width=WIDTH, seed=seed)
     scale = math.sqrt(WIDTH) / float(data.sample(20_000).norm(dim=1).mean())

@@ -46,7 +46,7 @@ def measure(
         split=split,
     )
     left = min(max_rows, feed.rows_per_epoch)
-    with closing(feed.iterate()) as batches:  # type: ignore[type-var]
+    with closing(feed.iterate()) as batches:
         while left:
             batch = next(batches)
             acts = {hook: tensor[:left].float() for hook, tensor in batch.activations.items()}

@@ -7,7 +7,7 @@ windows of this rank's rows for each hook point, plus one batch.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -133,7 +133,7 @@ class RowFeed:
         """The order of an epoch."""
         return EpochOrder(self.eligible, self.key, epoch, batch_rows=self.batch_rows)
 
-    def iterate(self, start: FeedState = FeedState()) -> Iterator[FeedBatch]:
+    def iterate(self, start: FeedState = FeedState()) -> Generator[FeedBatch, None, None]:
         """Batches from ``start`` on, without end. Every rank gets the same number of them.
 
         The thread that reads ahead lives as long as the iterator: close it, or let it go.
@@ -149,7 +149,7 @@ class RowFeed:
             )
         return self._batches(start)
 
-    def _batches(self, state: FeedState) -> Iterator[FeedBatch]:
+    def _batches(self, state: FeedState) -> Generator[FeedBatch, None, None]:
         size = self._rows_of_a_window()
         first, second, joined = (self._buffers(rows) for rows in (size, size, self.batch_rows))
         with Prefetch(self._windows(state), self._load, (first, second)) as windows:

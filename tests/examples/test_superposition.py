@@ -31,9 +31,13 @@ def test_frequent_features_are_found_soon(example: SimpleNamespace) -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_recovery_peaks_at_a_middle_penalty(example: SimpleNamespace) -> None:
-    """Cunningham et al. 2023, section 3: too small a weight leaves features mixed, too large a one loses rare ones."""
+    """Cunningham et al. 2023, section 3: too small a weight leaves features mixed, too large a one loses rare ones.
+
+    Reached, for weights .3, 1, 3, 8: MMCS .738, .865, .735, .499; of the 256 most frequent .952, .997, .999, .724;
+    active latents 90, 26, 20, 11.
+    """
     found = {weight: example.train(weight) for weight in (0.3, 1.0, 3.0, 8.0)}
     assert found[1.0].mmcs_frequent > 0.98
     assert found[1.0].mmcs > max(found[0.3].mmcs, found[3.0].mmcs)
     assert min(found[0.3].mmcs, found[3.0].mmcs) > found[8.0].mmcs
-    assert found[0.3].l0 > found[1.0].l0 > found[3.0].l0
+    assert found[0.3].l0 > found[1.0].l0 > found[3.0].l0 > found[8.0].l0
