@@ -76,9 +76,10 @@ def store(counted: Facts) -> Store:
 
 @pytest.fixture
 def write_store(tmp_path: Path) -> Callable[..., Facts]:
-    """A store of one's own."""
+    """A store of one's own, in a temporary folder or at a URL."""
 
     def make(name: str = "store", **facts: Any) -> Facts:
-        return write(str(tmp_path / name), **{"num_rows": 400, **facts})
+        url = name if "://" in name else str(tmp_path / name)
+        return write(url, **{"num_rows": 400, **facts})
 
     return make

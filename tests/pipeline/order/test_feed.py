@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import threading
 import time
+import uuid
 from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
@@ -226,6 +227,14 @@ def test_other_dtypes_come_as_they_are_stored(write_store: Callable[..., Any], d
     batch = next(feed_of(facts.open()).iterate())
     assert batch.activations["mlp_out"].dtype is getattr(torch, dtype)
     np.testing.assert_array_equal(batch.activations["mlp_out"].numpy(), facts.words["mlp_out"][batch.rows])
+
+
+def test_a_remote_store_gives_the_same(write_store: Callable[..., Any]) -> None:
+    """Where chunks are asked for several at a time."""
+    local, remote = write_store(), write_store(f"memory://{uuid.uuid4().hex}")
+    for ours, theirs in islice(zip(feed_of(local.open()).iterate(), feed_of(remote.open()).iterate(), strict=True), 9):
+        assert np.array_equal(ours.rows, theirs.rows)
+        assert all(torch.equal(ours.activations[hook], theirs.activations[hook]) for hook in ours.activations)
 
 
 def test_held_out_rows_are_apart(counted: Any, store: Store) -> None:
