@@ -1,0 +1,190 @@
+"""Submission to a real Ray head with its dashboard: over HTTP, with a token, through the console script."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import yaml
+
+from deploy.submission import ClusterJob, _attempt, job_fingerprint
+from schemas.errors import MismatchError
+from schemas.pipeline import JOB_ADAPTER
+
+BIN = Path(sys.executable).parent
+TRAIN = {
+    "kind": "train", "store": "s", "output": "o",
+    "dictionaries": [{"name": "d", "sources": ["h"], "num_latents": 64}],
+}  # fmt: skip
+
+
+def test_the_fingerprint_leaves_resources_out() -> None:
+    job = JOB_ADAPTER.validate_python(TRAIN)
+    assert job_fingerprint(JOB_ADAPTER.validate_python({**TRAIN, "workers": {"num_workers": 8}})) == job_fingerprint(
+        job
+    )
+    for other in ({"output": "p"}, {"batch_rows": 5}, {"name": "n"}):
+        assert job_fingerprint(JOB_ADAPTER.validate_python({**TRAIN, **other})) != job_fingerprint(job)
+
+
+def known(attempt: int, status: str) -> ClusterJob:
+    return ClusterJob(f"t-abc-{attempt}", "t", "train", attempt, status, "", "", "abc", "")
+
+
+def test_attempts_follow_each_other_but_never_overlap() -> None:
+    ended = [known(0, "FAILED"), known(1, "STOPPED")]
+    assert _attempt([], None) == 0
+    assert _attempt(ended, None) == 2
+    assert _attempt(ended, 7) == 7
+    with pytest.raises(MismatchError, match="attempt 1 of this job was there already, as t-abc-1"):
+        _attempt(ended, 1)
+    for wanted in (None, 2):
+        with pytest.raises(MismatchError, match="running on the cluster already, as t-abc-2"):
+            _attempt([*ended, known(2, "RUNNING")], wanted)
+
+
+@dataclass(frozen=True)
+class Head:
+    """A Ray head and how to talk to it."""
+
+    url: str
+    environment: dict[str, str]
+
+    def headworks(self, *words: str, timeout_s: float = 240) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [BIN / "headworks", *words, "--address", self.url],
+            env=self.environment, capture_output=True, text=True, timeout=timeout_s, check=False,
+        )  # fmt: skip
+
+    def json(self, *words: str) -> Any:
+        answer = self.headworks(*words, "--json")
+        assert answer.returncode == 0, answer.stderr
+        return json.loads(answer.stdout)
+
+
+def free_ports(count: int) -> list[int]:
+    sockets = [socket.socket() for _ in range(count)]
+    for each in sockets:
+        each.bind(("127.0.0.1", 0))
+    ports = [each.getsockname()[1] for each in sockets]
+    for each in sockets:
+        each.close()
+    return ports
+
+
+@pytest.fixture(scope="module")
+def head() -> Iterator[Head]:
+    """`ray start --head` on ports of its own. Ended by process id: `ray stop` would end every Ray of this machine."""
+    gcs, dashboard, client, agent = free_ports(4)
+    environment = {**os.environ, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "t" * 64, "OMP_NUM_THREADS": "1"}
+    environment |= {"RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0", "RAY_USAGE_STATS_ENABLED": "0"}
+    environment.pop("RAY_ADDRESS", None)
+    with tempfile.TemporaryDirectory(prefix="hw", dir="/tmp", ignore_cleanup_errors=True) as folder:
+        process = subprocess.Popen(
+            [
+                BIN / "ray", "start", "--head", "--block", "--num-cpus=2", "--object-store-memory=100000000",
+                "--dashboard-host=127.0.0.1", f"--port={gcs}", f"--dashboard-port={dashboard}",
+                f"--ray-client-server-port={client}", f"--dashboard-agent-listen-port={agent}", f"--temp-dir={folder}",
+            ],
+            env=environment, cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        )  # fmt: skip
+        head = Head(f"http://127.0.0.1:{dashboard}", environment)
+        try:
+            deadline = time.monotonic() + 90
+            while head.headworks("jobs", "list").returncode:
+                assert time.monotonic() < deadline, "the head does not answer"
+                assert process.poll() is None, "ray start ended"
+            yield head
+        finally:
+            family = [*psutil.Process(process.pid).children(recursive=True)]
+            process.send_signal(signal.SIGTERM)
+            psutil.wait_procs(family, timeout=10)
+            for orphan in family:
+                if orphan.is_running():
+                    orphan.kill()
+            process.wait(timeout=30)
+
+
+@pytest.fixture
+def write_spec(tmp_path: Path) -> Callable[..., Path]:
+    """A collect job on a random two-layer model."""
+    sys.path.insert(0, str(Path(__file__).parents[1] / "pipeline" / "collection"))
+    from small_job import save_corpus, save_model, small_spec
+
+    model, corpus = save_model(tmp_path / "model"), save_corpus(tmp_path / "corpus")
+
+    def write(name: str, **changes: Any) -> Path:
+        spec = small_spec(model, corpus, tmp_path / name, name=name, **changes).model_dump(mode="json")
+        path = tmp_path / f"{name}.yaml"
+        path.write_text(yaml.safe_dump(spec))
+        return path
+
+    return write
+
+
+def wait_for(head: Head, identifier: str, *statuses: str) -> dict[str, Any]:
+    deadline = time.monotonic() + 120
+    while True:
+        facts: dict[str, Any] = head.json("jobs", "status", identifier)
+        if facts["status"] in statuses:
+            return facts
+        assert time.monotonic() < deadline, facts
+        time.sleep(0.5)
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+def test_a_job_is_submitted_followed_refused_and_stopped(
+    head: Head, write_spec: Callable[..., Path], tmp_path: Path
+) -> None:
+    assert head.json("jobs", "list") == []
+    spec = write_spec("quick")
+    submitted = head.json("submit", str(spec))
+    assert submitted["id"] == f"quick-{submitted['fingerprint'][:12]}-0"
+    twice = head.headworks("submit", str(spec))
+    if wait_for(head, submitted["id"], "RUNNING", "SUCCEEDED")["status"] == "RUNNING":
+        assert twice.returncode == 2
+        assert "two of them would write to the same output" in twice.stderr
+    followed = head.headworks("jobs", "logs", submitted["id"], "--follow")
+    assert followed.returncode == 0, followed.stdout + followed.stderr
+    assert "quick: succeeded in" in followed.stdout
+    assert (tmp_path / "quick" / "manifest.json").exists()
+    assert head.json("jobs", "status", submitted["id"])["status"] == "SUCCEEDED"
+    assert "quick: succeeded in" in head.json("jobs", "logs", submitted["id"])["logs"]
+
+    again = head.headworks("submit", str(spec), "--follow")
+    assert again.returncode == 0, again.stdout + again.stderr
+    assert "(reused)" in again.stdout
+    assert f"{submitted['id'][:-2]}-1" in again.stderr
+    there = head.headworks("submit", str(spec), "--attempt", "0")
+    assert there.returncode == 2
+    assert "attempt 0 of this job was there already" in there.stderr
+
+    broken = head.headworks("submit", str(write_spec("broken", hook_points=["blocks.9.hook_mlp_in"])), "--follow")
+    assert broken.returncode == 1
+    assert "blocks.9.hook_mlp_in" in broken.stdout
+    assert "failed" in broken.stderr
+
+    # A worker wants more cores than there are, so this one waits until it is stopped.
+    waiting = head.json("submit", str(write_spec("waiting", workers={"num_workers": 1, "cpus_per_worker": 64})))
+    wait_for(head, waiting["id"], "RUNNING")
+    assert head.json("jobs", "stop", waiting["id"])["stopped"]
+    wait_for(head, waiting["id"], "STOPPED")
+    assert not head.json("jobs", "stop", waiting["id"])["stopped"]
+
+    missing = head.headworks("jobs", "status", submitted["id"][:-1] + "9")
+    assert missing.returncode == 2
+    assert "did you mean" in missing.stderr
+    assert [job["status"] for job in head.json("jobs", "list")] == ["STOPPED", "FAILED", "SUCCEEDED", "SUCCEEDED"]
