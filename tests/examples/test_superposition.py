@@ -34,7 +34,7 @@ def test_recovery_peaks_at_a_middle_penalty(example: SimpleNamespace) -> None:
     """Cunningham et al. 2023, section 3: too small a weight leaves features mixed, too large a one loses rare ones.
 
     Reached, for weights .3, 1, 3, 8: MMCS .738, .865, .735, .499; of the 256 most frequent .952, .997, .999, .724;
-    active latents 90, 26, 20, 11.
+    active latents 90, 26, 20, 11. With batches of 2048 rows weight 1 reaches MMCS .918 and .998.
     """
     found = {weight: example.train(weight) for weight in (0.3, 1.0, 3.0, 8.0)}
     assert found[1.0].mmcs_frequent > 0.98
