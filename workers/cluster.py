@@ -53,15 +53,16 @@ def connect(cluster: ClusterSpec, address: str | None = None) -> Iterator[Cluste
     for name, value in _RAY_ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     if ray.is_initialized():
-        yield _describe(is_own=False)
+        yield _describe(ray.get_runtime_context().gcs_address, is_own=False)
         return
     address = address or os.environ.get("RAY_ADDRESS") or None
-    if address in (None, "local"):
-        _start(cluster)
-    else:
-        _join(str(address))
     try:
-        yield _describe(is_own=address in (None, "local"))
+        if address is None or address == "local":
+            _start(cluster)
+            yield _describe(ray.get_runtime_context().gcs_address, is_own=True)
+        else:
+            _join(address)
+            yield _describe(address, is_own=False)
     finally:
         ray.shutdown()
 
@@ -121,10 +122,10 @@ def _require_listener(address: str) -> None:
         ) from error
 
 
-def _describe(*, is_own: bool) -> Cluster:
+def _describe(address: str, *, is_own: bool) -> Cluster:
     resources = total_resources()
     return Cluster(
-        address=ray.get_runtime_context().gcs_address,
+        address=address,
         num_cpus=float(resources.get("CPU", 0)),
         num_gpus=float(resources.get("GPU", 0)),
         is_own=is_own,

@@ -23,8 +23,8 @@ from schemas.collect import CollectWorkers
 from workers.cluster import NAMESPACE
 from workers.controller import Event, UnitCommitted, UnitFailed, WorkerDied, WorkerFailed, WorkerReady
 
-FORWARDED = ("HEADWORKS_ALLOWED_IMPORTS", "HF_HOME", "HF_HUB_OFFLINE", "HF_TOKEN_PATH", "TRANSFORMERS_OFFLINE")
-"""Variables of the driver that workers need to find the same model."""
+FORWARDED = ("HEADWORKS_ALLOWED_IMPORTS", "HF_HUB_OFFLINE")
+"""Variables of the driver that workers must agree with it on. Paths are not among them: nodes have their own."""
 
 
 @dataclass(frozen=True)

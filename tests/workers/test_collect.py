@@ -201,13 +201,17 @@ with connect(ClusterSpec(), sys.argv[2]):
 """
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
 def test_an_interrupted_job_says_what_is_kept_and_goes_on_later(
-    make_spec: Callable[..., CollectSpec], tmp_path: Path, undisturbed: Path, ray_cluster: Cluster
+    number: signal.Signals,
+    make_spec: Callable[..., CollectSpec],
+    tmp_path: Path,
+    undisturbed: Path,
+    ray_cluster: Cluster,
 ) -> None:
-    spec = make_spec(tmp_path / "store")
-    for number in (signal.SIGINT, signal.SIGTERM):
-        said = interrupted(spec, ray_cluster.address, number)
-        assert f"units are kept in {spec.output}" in said
+    spec = make_spec(tmp_path / "store", workers={"num_workers": 1})
+    said = interrupted(spec, ray_cluster.address, number)
+    assert f"units are kept in {spec.output}" in said
     kept = len(committed(spec))
     summary = run_collect(spec)
     assert summary["units"] > summary["units_reused"] >= kept
