@@ -119,13 +119,14 @@ def test_a_kill_at_any_point_of_a_unit_changes_nothing(
     require_same(tmp_path / "store", undisturbed)
 
 
+@pytest.mark.slow
 def test_kills_at_random_moments_change_nothing(
     make_spec: Callable[..., CollectSpec], tmp_path: Path, folder: Path, undisturbed: Path
 ) -> None:
     source, over, killed = random.Random(3), threading.Event(), []
 
     def kill_now_and_then() -> None:
-        while not over.wait(source.uniform(0.05, 0.4)) and len(killed) < 2:
+        while not over.wait(source.uniform(0.05, 0.4)) and len(killed) < 4:
             living = [path for path in folder.glob("pid.*") if path.name not in killed]
             if living:
                 victim = source.choice(living)
@@ -140,7 +141,7 @@ def test_kills_at_random_moments_change_nothing(
     finally:
         over.set()
         killer.join()
-    assert summary["worker_deaths"] == len(killed) == 2
+    assert summary["worker_deaths"] == len(killed) >= 2
     require_same(tmp_path / "store", undisturbed)
 
 
