@@ -15,6 +15,7 @@ B contexts, L context length, D width at a hook point, n positions that are repl
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -34,6 +35,8 @@ BATCH_TOKENS = 1024
 """Tokens (padding included) in a forward; each keeps its activations at all hook points while its variants run."""
 LARGEST_CHANGE = 1e-5
 """Nats a token that the splice check may change, in float32."""
+_CLEAN, _MEAN, _ZERO = ":clean", ":mean", ":zero"
+"""Variants beside the dictionaries, whose names never hold a colon."""
 
 
 @dataclass(frozen=True)
@@ -101,28 +104,29 @@ def context_batches(
 
 
 class _Sums:
-    """Nats of each variant over the batches so far."""
+    """Nats by variant over the batches so far; the spliced variant of a dictionary goes by its name."""
 
     def __init__(self) -> None:
-        self.nats = {"clean": 0.0, "spliced": 0.0, "mean": 0.0, "zero": 0.0}
-        self.tokens = 0
-        self.contexts = 0
+        self.nats: defaultdict[str, float] = defaultdict(float)
+        self.num_tokens = 0
+        self.num_contexts = 0
 
-    def mean(self, variant: str) -> float:
-        """Nats a token."""
-        return self.nats[variant] / self.tokens
+    def figures(self, name: str, change: float) -> CrossEntropy:
+        """Of one dictionary."""
+        clean, spliced, mean, zero = (self.nats[key] / self.num_tokens for key in (_CLEAN, name, _MEAN, _ZERO))
+        return CrossEntropy(clean, spliced, mean, zero, self.num_tokens, self.num_contexts, change)
 
 
 @torch.no_grad()
-def spliced_cross_entropy(
+def spliced_cross_entropies(
     loaded: LoadedModel,
-    trained: Trained,
+    rivals: Sequence[Trained],
     batches: Sequence[ContextBatch],
     means: Mapping[str, Tensor],
     *,
     count: Callable[[int], None],
-) -> CrossEntropy:
-    """Run every variant of every batch through the whole network.
+) -> dict[str, CrossEntropy]:
+    """Run every variant of every batch; dictionaries of one set of targets share all variants but their own.
 
     ``loaded`` has its head; ``means``: target hook point -> mean activation [D]. ``count`` is told the tokens done.
 
@@ -130,32 +134,30 @@ def spliced_cross_entropy(
         DataError: the splice check fails.
         HookPointError, ModelError: see ``SplicedForward``.
     """
-    record = trained.record
-    forward = SplicedForward(loaded, list(record.d_target), sources=list(record.d_source))
-    sums, change = _Sums(), 0.0
+    targets = list(rivals[0].record.d_target)
+    sources = list(dict.fromkeys(source for trained in rivals for source in trained.record.d_source))
+    forward = SplicedForward(loaded, targets, sources=sources)
+    ablations = {
+        _MEAN: {target: means[target].to(loaded.device) for target in targets},
+        _ZERO: {target: torch.zeros(()) for target in targets},
+    }
+    sums, changes = _Sums(), dict.fromkeys((trained.name for trained in rivals), 0.0)
     for index, batch in enumerate(batches):
         run = forward.begin(batch.token_ids, batch.lengths, batch.inside)
         eligible = batch.eligible.to(loaded.device)
-        predicted = _predict(trained, run, eligible)
-        # One batch is enough: a mistake in placing or dtype shows in any.
-        if index == 0:
-            change = _splice_check(trained, run, eligible, predicted)
-        for variant, values in {
-            "spliced": predicted,
-            "mean": {target: means[target].to(loaded.device) for target in record.d_target},
-            "zero": {target: torch.zeros(()) for target in record.d_target},
-        }.items():
+        for variant, values in ablations.items():
             sums.nats[variant] += run.loss(_placed(run, eligible, values)).total
-        sums.nats["clean"] += run.clean.total
-        sums.tokens += run.clean.count
-        sums.contexts += len(batch.lengths)
-        count(int(batch.lengths.sum()))
-    return CrossEntropy(
-        **{variant: sums.mean(variant) for variant in sums.nats},
-        num_tokens=sums.tokens,
-        num_contexts=sums.contexts,
-        splice_check=change,
-    )
+        for trained in rivals:
+            predicted = _predict(trained, run, eligible)
+            # One batch is enough: a mistake in placing or dtype shows in any.
+            if index == 0:
+                changes[trained.name] = _splice_check(trained, run, eligible, predicted)
+            sums.nats[trained.name] += run.loss(_placed(run, eligible, predicted)).total
+            count(int(batch.lengths.sum()))
+        sums.nats[_CLEAN] += run.clean.total
+        sums.num_tokens += run.clean.count
+        sums.num_contexts += len(batch.lengths)
+    return {name: sums.figures(name, change) for name, change in changes.items()}
 
 
 def _predict(trained: Trained, run: SplicedBatch, eligible: Tensor) -> dict[str, Tensor]:

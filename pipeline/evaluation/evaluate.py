@@ -18,7 +18,7 @@ from typing import Any
 
 from pipeline.evaluation import belonging
 from pipeline.evaluation.contexts import choose_contexts, read_tokens
-from pipeline.evaluation.cross_entropy import CrossEntropy, context_batches, spliced_cross_entropy
+from pipeline.evaluation.cross_entropy import CrossEntropy, context_batches, spliced_cross_entropies
 from pipeline.evaluation.figures import DEFINITIONS, figures_of, latents_table
 from pipeline.evaluation.provenance import documents, facts
 from pipeline.evaluation.reconstruction import Reconstruction
@@ -145,17 +145,20 @@ class _Evaluation:
         loaded = load_model(belonging.spliced_model_spec(store), with_head=True)
         belonging.require_model(store, loaded.identity)
         tokens = read_tokens(store, contexts)
-        found = {}
-        for trained in self._dictionaries:
-            eligible = are_eligible(self._eligible_of(trained), tokens.row)
-            found[trained.name] = spliced_cross_entropy(
-                loaded,
-                trained,
-                list(context_batches(tokens, contexts, eligible)),
-                measured[trained.name].mean_of_target,
-                count=self._count,
-            )
+        found: dict[str, CrossEntropy] = {}
+        for rivals in self._rivals():
+            eligible = are_eligible(self._eligible_of(rivals[0]), tokens.row)
+            batches = list(context_batches(tokens, contexts, eligible))
+            means = measured[rivals[0].name].mean_of_target
+            found |= spliced_cross_entropies(loaded, rivals, batches, means, count=self._count)
         return found
+
+    def _rivals(self) -> list[list[Trained]]:
+        """Dictionaries of the same targets that leave out the same rows, whose ablations are the same too."""
+        groups: dict[str, list[Trained]] = {}
+        for trained in self._dictionaries:
+            groups.setdefault(f"{list(trained.record.d_target)} {_row_key(trained)}", []).append(trained)
+        return list(groups.values())
 
     def _features(self, measured: Mapping[str, Reconstruction]) -> dict[str, list[dict[str, Any]]]:
         spec, store = self._spec, self._store
@@ -179,7 +182,7 @@ class _Evaluation:
 
     def _eligible_of(self, trained: Trained) -> EligibleRows:
         """Scanned once for all dictionaries that leave out the same rows."""
-        key = json.dumps([trained.train_spec.rows.model_dump(mode="json"), trained.points])
+        key = _row_key(trained)
         if key not in self._eligible:
             self._eligible[key] = eligible_rows(self._store, trained)
         return self._eligible[key]
@@ -210,7 +213,7 @@ class _Evaluation:
         content = folder.read(METRICS) if folder.exists(METRICS) else b""
         return render(
             ReportData(
-                title=self._spec.name,
+                title=belonging.model_spec(self._store).path.rstrip("/").rpartition("/")[2],
                 evaluation=result,
                 metrics=read_metrics(content, f"{self._spec.dictionaries}/{METRICS}"),
                 features=features,
@@ -219,3 +222,9 @@ class _Evaluation:
                 documents=documents(self._spec, self._store, self._dictionaries),
             )
         )
+
+
+def _row_key(trained: Trained) -> str:
+    """Equal for dictionaries that leave out the same rows of a store; hook points matter to norms alone."""
+    rows = trained.train_spec.rows
+    return json.dumps([rows.model_dump(mode="json"), trained.points if rows.max_norm_multiple > 0 else []])

@@ -22,6 +22,7 @@ def facts(spec: EvaluateSpec, store: Store, dictionaries: Sequence[Trained]) -> 
     where = corpus.path if isinstance(corpus, HuggingFaceCorpus) else ", ".join(corpus.urls)
     first = dictionaries[0]
     rows = [
+        ("Job", spec.name),
         ("Model", collect.model.path),
         ("Model weights", model.get("weights") or model.get("revision") or "\u2013"),
         ("Precision of collection", f"{model.get('dtype', collect.model.dtype)}, stored as {store.dtype}"),

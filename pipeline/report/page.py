@@ -146,6 +146,8 @@ def _headline(figures: Mapping[str, Any]) -> list[dict[str, str]]:
 def _means_recovered(recovered: float | None) -> str:
     if recovered is None:
         return "not measured, or ablation does not raise the loss"
+    if recovered < 0:
+        return "worse than mean ablation: the model fares better without this layer than with the prediction"
     return "of the loss between mean ablation and the intact model comes back when it is spliced in"
 
 
@@ -156,7 +158,7 @@ def _item(label: str, value: str, means: str) -> dict[str, str]:
 def _details(figures: Mapping[str, Any]) -> list[tuple[str, str]]:
     rows = [(f"FVU of {target}", _decimal(value)) for target, value in figures["fvu_of_target"].items()]
     rows.append(("Trained on", f"{figures['trained_rows']:,} rows, {figures['trained_steps']:,} steps"))
-    if figures["ce_recovered"] is not None:
+    if figures["ce_clean"] is not None:
         rows += [
             ("Cross-entropy, intact", f"{figures['ce_clean']:.4f} nats a token"),
             ("\u2026 spliced", f"{figures['ce_spliced']:.4f}"),
@@ -175,4 +177,4 @@ def _decimal(value: float) -> str:
 
 
 def _share(value: float | None) -> str:
-    return "\u2013" if value is None else f"{100 * value:.1f}\u202f%"
+    return "\u2013" if value is None else f"{100 * value:.1f}\u202f%".replace("-", "\u2212")

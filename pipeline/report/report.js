@@ -7,7 +7,7 @@
   const sort = document.getElementById("sort");
   const count = document.getElementById("count");
   const tabs = document.querySelector(".tabs");
-  const state = { dictionary: 0, query: "", sort: "density", feature: null };
+  const state = { dictionary: 0, query: "", sort: "max", feature: null };
   const BATCH = 12;
   const orders = {
     density: (a, b) => b.density - a.density || a.latent - b.latent,
@@ -158,7 +158,7 @@
     const parts = new URLSearchParams();
     if (state.dictionary) parts.set("dictionary", data.dictionaries[state.dictionary].name);
     if (state.query) parts.set("find", state.query);
-    if (state.sort !== "density") parts.set("sort", state.sort);
+    if (state.sort !== "max") parts.set("sort", state.sort);
     if (state.feature !== null) parts.set("feature", state.feature);
     history.replaceState(null, "", `#${parts.toString() || "features"}`);
   };
@@ -177,7 +177,7 @@
     const named = data.dictionaries.findIndex((one) => one.name === parts.get("dictionary"));
     state.dictionary = Math.max(0, named);
     state.query = find.value = parts.get("find") ?? "";
-    state.sort = sort.value = parts.get("sort") in orders ? parts.get("sort") : "density";
+    state.sort = sort.value = parts.get("sort") in orders ? parts.get("sort") : "max";
     draw();
     if (parts.has("feature")) focusFeature(shown.findIndex((one) => String(one.latent) === parts.get("feature")));
   };

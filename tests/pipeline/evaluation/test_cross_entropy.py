@@ -11,7 +11,7 @@ from pipeline.dictionaries.dictionary import Dictionary
 from pipeline.dictionaries.folder import load_dictionary
 from pipeline.evaluation.belonging import spliced_model_spec
 from pipeline.evaluation.contexts import choose_contexts, read_tokens
-from pipeline.evaluation.cross_entropy import CrossEntropy, context_batches, spliced_cross_entropy
+from pipeline.evaluation.cross_entropy import CrossEntropy, context_batches, spliced_cross_entropies
 from pipeline.evaluation.rows import are_eligible, eligible_rows
 from pipeline.evaluation.trained import Trained
 from pipeline.models.load import load_model
@@ -28,6 +28,12 @@ def load(flow: Any, name: str) -> Trained:
 
 
 def run(flow: Any, trained: Trained, *, num_tokens: int = 300, batch_tokens: int = 128) -> CrossEntropy:
+    (found,) = run_all(flow, [trained], num_tokens=num_tokens, batch_tokens=batch_tokens).values()
+    return found
+
+
+def run_all(flow: Any, rivals: list[Trained], *, num_tokens: int, batch_tokens: int) -> dict[str, CrossEntropy]:
+    trained = rivals[0]
     store = Store.open(flow.store)
     contexts = choose_contexts(store, num_rows=num_tokens, split="held_out", seed=3)
     tokens = read_tokens(store, contexts)
@@ -36,7 +42,7 @@ def run(flow: Any, trained: Trained, *, num_tokens: int = 300, batch_tokens: int
     batches = list(context_batches(tokens, contexts, eligible, batch_tokens=batch_tokens))
     means = {target: torch.full((width,), 0.25) for target, width in trained.record.d_target.items()}
     loaded = load_model(spliced_model_spec(store), with_head=True)
-    return spliced_cross_entropy(loaded, trained, batches, means, count=lambda _: None)
+    return spliced_cross_entropies(loaded, rivals, batches, means, count=lambda _: None)
 
 
 def changed(
@@ -102,6 +108,12 @@ def test_batches_do_not_change_the_result(flow: Any) -> None:
     assert one.spliced == pytest.approx(many.spliced, abs=2e-5)
     assert one.num_tokens == many.num_tokens
     assert one.num_contexts == many.num_contexts
+
+
+def test_dictionaries_of_one_target_share_a_run(flow: Any) -> None:
+    sae, dense = load(flow, "sae"), load(flow, "dense")
+    both = run_all(flow, [sae, dense], num_tokens=300, batch_tokens=128)
+    assert both == {"sae": run(flow, sae), "dense": run(flow, dense)}
 
 
 class Wrong(Trained):
