@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -131,7 +132,8 @@ def test_kills_at_random_moments_change_nothing(
             if living:
                 victim = source.choice(living)
                 killed.append(victim.name)
-                os.kill(int(victim.suffix[1:]), signal.SIGKILL)
+                with suppress(ProcessLookupError):  # the job may have ended in this very moment
+                    os.kill(int(victim.suffix[1:]), signal.SIGKILL)
 
     killer = threading.Thread(target=kill_now_and_then)
     killer.start()
@@ -141,7 +143,7 @@ def test_kills_at_random_moments_change_nothing(
     finally:
         over.set()
         killer.join()
-    assert summary["worker_deaths"] == len(killed) >= 2
+    assert 2 <= summary["worker_deaths"] <= len(killed)
     require_same(tmp_path / "store", undisturbed)
 
 
