@@ -44,7 +44,7 @@ def run_job(job: AnyJob, *, address: str | None = None, progress: Progress | Non
     job = anchored(job, Path.cwd())
     jobs = job.resolved() if isinstance(job, PipelineSpec) else [job]
     require_hook_points(jobs)
-    run = _Run(job)
+    run = _Run(job, _earlier(job))
     try:
         with connect(job.cluster if isinstance(job, PipelineSpec) else ClusterSpec(), address) as cluster:
             for each in jobs:
@@ -98,13 +98,18 @@ class _Run:
     """A job while it runs, and what is known of its parts."""
 
     job: AnyJob
+    earlier: dict[str, Any]
+    """The summary that an earlier run left, empty without one."""
     results: dict[str, tuple[Job, dict[str, Any]]] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
 
     def add(self, job: Job, progress: Progress) -> None:
         """Run one job and keep its result."""
         begun = time.perf_counter()
-        self.results[job.name] = job, _execute(job, progress)
+        figures = _execute(job, progress)
+        if isinstance(job, CollectSpec):
+            figures = with_earlier_rates(figures, self.earlier.get("collection", {}))
+        self.results[job.name] = job, figures
         self.seconds[job.name] = round(time.perf_counter() - begun, 3)
 
     def write(self, status: str, error: str = "") -> dict[str, Any]:
@@ -113,6 +118,22 @@ class _Run:
         folder, name = summary_place(self.job)
         Objects(folder).write(name, (json.dumps(summary, indent=1) + "\n").encode())
         return summary
+
+
+def with_earlier_rates(figures: dict[str, Any], earlier: dict[str, Any]) -> dict[str, Any]:
+    """A collection that found everything there has no rate of its own: it keeps that of the run which computed it."""
+    if figures.get("reused") and figures.get("fingerprint") == earlier.get("fingerprint"):
+        return figures | {name: value for name, value in earlier.items() if name.endswith("_per_s")}
+    return figures
+
+
+def _earlier(job: AnyJob) -> dict[str, Any]:
+    folder, name = summary_place(job)
+    objects = Objects(folder)
+    if not objects.exists(name):
+        return {}
+    found: dict[str, Any] = json.loads(objects.read(name))
+    return found
 
 
 def _execute(job: Job, progress: Progress) -> dict[str, Any]:

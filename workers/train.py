@@ -211,6 +211,7 @@ def _watched(trainer: Any, notices: Any, spec: TrainSpec, progress: Progress) ->
         while thread.is_alive():
             thread.join(POLL_S)
             _show(task, board.read(notices))
+        _show(task, board.read(notices))
         if "error" in outcome:
             raise outcome["error"]
     summary: dict[str, Any] = outcome["result"].return_value

@@ -87,6 +87,7 @@ def test_a_pipeline_runs_and_runs_again(
 
     again = run_job(job)
     assert all(part["reused"] for part in again["jobs"].values())
+    assert again["collection"]["tokens_per_s"] == summary["collection"]["tokens_per_s"] > 0
     for name, figures in summary["dictionaries"].items():
         assert again["dictionaries"][name]["fvu"] == figures["fvu"]
 
