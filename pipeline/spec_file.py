@@ -198,8 +198,8 @@ def _named(value: Any) -> str:
 def interpolated(value: Any, *, where: str, path: str = "") -> Any:
     """A copy of plain data with ``${env:NAME}`` replaced in every string; keys stay as they are.
 
-    What is put in is text and is not read as YAML. It becomes part of the spec, which stores and dictionaries keep: this
-    is for paths and names, never for secrets.
+    What is put in is text and is not read as YAML. It becomes part of the spec, which stores and dictionaries keep:
+    this is for paths and names, never for secrets.
 
     Raises:
         SpecError: the operator does not list the name, or the variable is not set.
