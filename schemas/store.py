@@ -47,8 +47,8 @@ class ObjectReceipt(Spec):
     size_bytes: NonNegativeInt
     """Exact length."""
     crc32c: str
-    """8 hexadecimal digits. Token rows: CRC-32C of the whole object. Shards: CRC-32C of their ``chunk_crc32c``, each as 4
-    little-endian bytes (data followed by its own CRC has the same CRC whatever the data is)."""
+    """8 hexadecimal digits. Token rows: CRC-32C of the whole object. Shards: CRC-32C of their ``chunk_crc32c``, each as
+    4 little-endian bytes (data followed by its own CRC has the same CRC whatever the data is)."""
     chunk_crc32c: list[str] = []
     """Shards: CRC-32C of each chunk as stored, in order, so that a reader of one chunk need not read the others."""
 
