@@ -9,7 +9,7 @@ import ray
 from schemas.errors import HeadworksError, JobError
 from schemas.evaluate import EvaluateSpec
 from workers import board
-from workers.progress import Progress, Task
+from workers.progress import Progress
 
 POLL_S = 0.5
 
@@ -28,9 +28,7 @@ def run_evaluate(spec: EvaluateSpec, *, progress: Progress) -> dict[str, Any]:
     task = ray.remote(num_cpus=num_cpus, num_gpus=num_gpus, max_retries=1)(_evaluate)
     reference = task.remote(spec.model_dump(mode="json"), notices, max(1, int(num_cpus)))
     try:
-        with progress.task(spec.name, unit="rows") as shown:
-            while not ray.wait([reference], timeout=POLL_S)[0]:
-                _show(shown, board.read(notices))
+        _watch(reference, notices, spec.name, progress)
         figures: dict[str, Any] = ray.get(reference)
         # It says how far it is as soon as it computes.
         figures = {**figures, "reused": not board.read(notices)}
@@ -65,10 +63,20 @@ def _evaluate(spec: dict[str, Any], notices: Any, num_threads: int) -> dict[str,
     return evaluate(EvaluateSpec.model_validate(spec), progress=board.poster(notices))
 
 
-def _show(task: Task, record: dict[str, Any]) -> None:
-    done = int(record.get("done", 0))
-    task.total = int(record.get("total", task.total))
-    if done > task.done:
-        task.advance(done - task.done)
-    else:
-        task.tick()
+def _watch(reference: Any, notices: Any, name: str, progress: Progress) -> None:
+    """Show stage after stage until the task ends."""
+    stage, ended = "", False
+    while not ended:
+        with progress.task(f"{name}: {stage}" if stage else name, unit="rows") as shown:
+            while not ended:
+                ended = bool(ray.wait([reference], timeout=POLL_S)[0])
+                record = board.read(notices)
+                if record.get("stage", stage) != stage:
+                    if stage in record["finished"]:
+                        shown.reach(record["finished"][stage], record["finished"][stage])
+                    stage = record["stage"]
+                    break
+                if record:
+                    shown.reach(record["done"], record["total"])
+                else:
+                    shown.tick()

@@ -94,7 +94,7 @@ class Task:
                 parts.append(f"{short(self.size_bytes / self.seconds)}B/s")
             if self.total > self.done:
                 parts.append(f"{clock_time((self.total - self.done) / self.rate)} left")
-        elif self.total != self.done:
+        elif not self.total or self.total != self.done:
             parts.append(f"{clock_time(self.seconds)} so far")
         return ", ".join(parts)
 

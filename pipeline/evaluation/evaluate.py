@@ -40,7 +40,9 @@ REPORT = "report.html"
 METRICS = "metrics.jsonl"
 
 Progress = Callable[[dict[str, Any]], None]
-"""Called now and then with ``done`` and ``total``, in rows run through a dictionary or the model."""
+"""Called now and then with the ``stage`` (reconstruction, cross-entropy, features) and ``done`` of its ``total`` rows run
+through a dictionary or the model; ``finished`` gives the rows of the stages before it.
+"""
 
 
 def evaluate(spec: EvaluateSpec, *, progress: Progress | None = None) -> dict[str, Any]:
@@ -82,16 +84,30 @@ def _finished(spec: EvaluateSpec, identity: Mapping[str, Any]) -> dict[str, Any]
 
 @dataclass
 class _Counter:
-    """Rows done, told to ``progress``."""
+    """Rows done in the stage that runs, told to ``progress``."""
 
-    total: int
     progress: Progress | None
+    stage: str = field(default="")
+    total: int = field(default=0)
     done: int = field(default=0)
+    finished: dict[str, int] = field(default_factory=dict)
+
+    def begin(self, stage: str, total: int) -> None:
+        """A stage of ``total`` rows at most begins."""
+        self.stage, self.total, self.done = stage, total, 0
+        self(0)
+
+    def end(self) -> None:
+        """The stage is over, with fewer rows than were foreseen perhaps."""
+        self.total = self.finished[self.stage] = self.done
+        self(0)
 
     def __call__(self, num_rows: int) -> None:
         self.done += num_rows
+        self.total = max(self.total, self.done)
         if self.progress is not None:
-            self.progress({"done": min(self.done, self.total), "total": self.total})
+            told = {"stage": self.stage, "done": self.done, "total": self.total, "finished": dict(self.finished)}
+            self.progress(told)
 
 
 class _Evaluation:
@@ -109,20 +125,20 @@ class _Evaluation:
         self._store = store
         self._dictionaries = dictionaries
         self._identity = identity
-        searched = spec.report.rows if spec.report.num_features else 0
-        rows = min(spec.max_rows, store.num_rows) + min(searched, store.num_rows) + spec.cross_entropy_tokens
-        self._count = _Counter(rows * len(dictionaries), progress)
+        self._count = _Counter(progress)
         self._eligible: dict[str, EligibleRows] = {}
 
     def run(self) -> dict[str, Any]:
         """All steps, the result last."""
         spec = self._spec
+        self._count.begin("reconstruction", len(self._dictionaries) * min(spec.max_rows, self._store.num_rows))
         measured = {
             trained.name: measure(
                 self._store, trained, split=spec.rows, max_rows=spec.max_rows, seed=spec.seed, count=self._count
             )
             for trained in self._dictionaries
         }
+        self._count.end()
         entropies = self._cross_entropies(measured) if spec.cross_entropy_tokens else {}
         result = self._result(measured, entropies)
         features = self._features(measured)
@@ -130,7 +146,6 @@ class _Evaluation:
         for name, figures in measured.items():
             output.write(f"{name}.latents.csv", latents_table(figures).encode())
         output.write(REPORT, self._page(result, features).encode())
-        self._count(self._count.total - self._count.done)
         output.write(RESULT, (json.dumps(result, indent=1, allow_nan=False) + "\n").encode())
         return result
 
@@ -146,11 +161,13 @@ class _Evaluation:
         belonging.require_model(store, loaded.identity)
         tokens = read_tokens(store, contexts)
         found: dict[str, CrossEntropy] = {}
+        self._count.begin("cross-entropy", len(self._dictionaries) * sum(stop - start for start, stop in contexts))
         for rivals in self._rivals():
             eligible = are_eligible(self._eligible_of(rivals[0]), tokens.row)
             batches = list(context_batches(tokens, contexts, eligible))
             means = measured[rivals[0].name].mean_of_target
             found |= spliced_cross_entropies(loaded, rivals, batches, means, count=self._count)
+        self._count.end()
         return found
 
     def _rivals(self) -> list[list[Trained]]:
@@ -166,7 +183,8 @@ class _Evaluation:
             return {trained.name: [] for trained in self._dictionaries}
         tokenizer = belonging.tokenizer_of(store)
         contexts = searched_contexts(store, spec.report, seed=spec.seed)
-        return {
+        self._count.begin("features", len(self._dictionaries) * sum(stop - start for start, stop in contexts))
+        features = {
             trained.name: find_features(
                 store,
                 trained,
@@ -179,6 +197,8 @@ class _Evaluation:
             )
             for trained in self._dictionaries
         }
+        self._count.end()
+        return features
 
     def _eligible_of(self, trained: Trained) -> EligibleRows:
         """Scanned once for all dictionaries that leave out the same rows."""

@@ -53,8 +53,11 @@ def test_figures_are_written_and_sensible(evaluated: tuple[dict[str, Any], Path,
         assert figures["excluded"] == "special tokens; position 0 of each context"
         assert sum(figures["density_histogram"]["counts"]) == figures["num_latents"] - figures["dead_latents"]
     assert result["dictionaries"]["sae"]["l0"] <= 8
-    assert told[-1]["done"] == told[-1]["total"]
-    assert [one["done"] for one in told] == sorted(one["done"] for one in told)
+    stages = {stage: [one for one in told if one["stage"] == stage] for stage in [one["stage"] for one in told]}
+    assert list(stages) == ["reconstruction", "cross-entropy", "features"]
+    for said in stages.values():
+        assert said[-1]["done"] == said[-1]["total"] > 0
+        assert [one["done"] for one in said] == sorted(one["done"] for one in said)
 
 
 def test_figures_equal_a_computation_over_all_held_out_rows_at_once(
