@@ -40,8 +40,8 @@ REPORT = "report.html"
 METRICS = "metrics.jsonl"
 
 Progress = Callable[[dict[str, Any]], None]
-"""Called now and then with the ``stage`` (reconstruction, cross-entropy, features) and ``done`` of its ``total`` rows run
-through a dictionary or the model; ``finished`` gives the rows of the stages before it.
+"""Called now and then with the ``stage`` (reconstruction, cross-entropy, features) and ``done`` of its ``total`` rows
+run through a dictionary or the model; ``finished`` gives the rows of the stages before it.
 """
 
 
