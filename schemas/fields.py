@@ -40,6 +40,15 @@ def format_bytes(size_bytes: int) -> str:
     return f"{size_bytes}B"
 
 
+def about_bytes(size_bytes: float) -> str:
+    """For people, three figures: 708085647 -> ``'675 MiB'``."""
+    for unit in ("TiB", "GiB", "MiB", "KiB"):
+        if size_bytes >= _UNITS[unit]:
+            amount = size_bytes / _UNITS[unit]
+            return f"{amount:.3g} {unit}" if amount < 1000 else f"{amount:.0f} {unit}"
+    return f"{size_bytes:.0f} B"
+
+
 ByteSize = Annotated[
     int,
     BeforeValidator(parse_bytes, json_schema_input_type=int | str),

@@ -24,7 +24,7 @@ from pipeline.store.writer import StoreWriter
 from pipeline.tokens.table import TokenTable
 from schemas.collect import CollectSpec
 from schemas.errors import MissingError, ResourceError
-from schemas.fields import format_bytes
+from schemas.fields import about_bytes, format_bytes
 from schemas.fingerprint import fingerprint, require_equal
 from schemas.store import PassRecord, StoreRecord
 
@@ -156,8 +156,8 @@ def require_space(one: CollectPass, widths: Mapping[str, int], num_rows: int) ->
     free = shutil.disk_usage(folder).free
     if needed > free:
         raise ResourceError(
-            f"{objects.url} needs {needed / 2**30:.2f} GiB for {num_rows} rows of {format_bytes(row_bytes)} each "
-            f"({len(one.hook_points)} hook points, {one.record.dtype}), but the disk has {free / 2**30:.2f} GiB free. "
+            f"{objects.url} needs {about_bytes(needed)} for {num_rows} rows of {format_bytes(row_bytes)} each "
+            f"({len(one.hook_points)} hook points, {one.record.dtype}), but the disk has {about_bytes(free)} free. "
             "Lower tokens.max_tokens, take fewer hook points, or choose another output."
         )
 

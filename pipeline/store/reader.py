@@ -28,7 +28,7 @@ from pipeline.store.statistics import mean_norm, merge_all
 from pipeline.store.verification import Problem, problems
 from pipeline.store.words import Words, stored_dtype
 from schemas.errors import CorruptionError, HookPointError, IncompleteError, MissingError, SpecError, nearest
-from schemas.fields import Dtype, format_bytes
+from schemas.fields import Dtype, about_bytes
 from schemas.store import HookStatistics, LedgerEntry, Manifest, ObjectReceipt, PassRecord, StoreRecord
 
 _OPEN_SHARDS = 128
@@ -273,7 +273,7 @@ class Store:
         raise IncompleteError(f"the store at {self.url} has no pass yet")
 
     def _repr_html_(self) -> str:
-        state = format_bytes(self.manifest.size_bytes) if self.manifest else "not complete"
+        state = about_bytes(self.manifest.size_bytes) if self.manifest else "not complete"
         rows = "".join(
             f"<tr><td>{html.escape(hook)}</td><td>{width}</td><td>{mean_norm(self.statistics[hook]):.4g}</td></tr>"
             for hook, width in self.hook_points.items()

@@ -7,6 +7,7 @@ import os
 import resource
 import signal
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,23 +18,29 @@ from pipeline.store.reader import Store
 from schemas.errors import MissingError, ResourceError, UnreachableError
 
 
-@pytest.fixture
-def small_disk() -> Iterator[int]:
-    """No file of this process may pass 4 KiB: writing fails in the middle, as on a full disk or at a quota."""
+@contextmanager
+def small_disk(limit: int) -> Iterator[None]:
+    """No file of this process may pass ``limit``: writing fails in the middle, as on a full disk or at a quota.
+
+    Not a fixture: pytest's own output may go to a longer file, and must not be written while this holds.
+    """
     held = resource.getrlimit(resource.RLIMIT_FSIZE)
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, held[1]))
-    yield 4096
-    resource.setrlimit(resource.RLIMIT_FSIZE, held)
-    signal.signal(signal.SIGXFSZ, handler)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, held[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, held)
+        signal.signal(signal.SIGXFSZ, handler)
 
 
-def test_a_full_disk_is_named_and_costs_nothing_that_was_there(local_url: str, small_disk: int) -> None:
+def test_a_full_disk_is_named_and_costs_nothing_that_was_there(local_url: str) -> None:
     objects = Objects(local_url)
     objects.write("a/held", b"held")
-    for call in (objects.write, objects.create):
-        with pytest.raises(ResourceError, match=f"{local_url}/a/(held|new) cannot be written"):
-            call("a/new" if call == objects.create else "a/held", bytes(small_disk + 1))
+    with small_disk(4096):
+        for call in (objects.write, objects.create):
+            with pytest.raises(ResourceError, match=f"{local_url}/a/(held|new) cannot be written"):
+                call("a/new" if call == objects.create else "a/held", bytes(4097))
     assert objects.list() == ["a/held"]
     assert objects.read("a/held") == b"held"
     assert objects.partials() == {}
@@ -43,15 +50,8 @@ def test_a_unit_that_meets_a_full_disk_is_not_committed_and_a_rerun_goes_on(samp
     one = sample(widths={"wide": 300})
     writer = one.open(local_url)
     one.write(writer, [0])
-    held = resource.getrlimit(resource.RLIMIT_FSIZE)
-    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (16384, held[1]))
-    try:
-        with pytest.raises(ResourceError, match="activations/wide/c/1/0 cannot be written"):
-            one.write(writer, [1])
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, held)
-        signal.signal(signal.SIGXFSZ, handler)
+    with small_disk(16384), pytest.raises(ResourceError, match="activations/wide/c/1/0 cannot be written"):
+        one.write(writer, [1])
     assert [*writer.committed()] == [0]
     one.write_all(local_url)
     one.require_equal(Store.open(local_url))
