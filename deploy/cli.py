@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import click
 
 from deploy import show
 from deploy.exits import Stopped, guarded, stoppable
+from deploy.options import address_option, json_option, set_option
+from deploy.store_commands import store
 
 _KINDS = ("collect", "train", "evaluate", "pipeline")
 
@@ -30,30 +32,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     sys.exit(code)
 
 
-def _json_option(command: Callable[..., Any]) -> Callable[..., Any]:
-    return click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")(command)
-
-
-def _set_option(command: Callable[..., Any]) -> Callable[..., Any]:
-    return click.option(
-        "--set",
-        "overrides",
-        multiple=True,
-        metavar="PATH=VALUE",
-        help="Override a field, for example jobs[0].tokens.max_tokens=100000. May be given again.",
-    )(command)
-
-
-def _address_option(command: Callable[..., Any]) -> Callable[..., Any]:
-    return click.option(
-        "--address",
-        envvar="RAY_API_SERVER_ADDRESS",
-        default="http://127.0.0.1:8265",
-        show_default=True,
-        help="URL of the cluster's dashboard.",
-    )(command)
-
-
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.option("--debug", is_flag=True, help="Show where an error happened.")
 def cli(debug: bool) -> None:
@@ -64,11 +42,11 @@ def cli(debug: bool) -> None:
 
 @cli.command()
 @click.argument("spec", type=click.Path())
-@_set_option
+@set_option
 @click.option(
     "--address", default=None, help="A running Ray (HOST:6379, ray://HOST:10001, auto); none: start one here."
 )
-@_json_option
+@json_option
 def run(spec: str, overrides: tuple[str, ...], address: str | None, as_json: bool) -> None:
     """Run the job of a YAML file and wait for it.
 
@@ -95,15 +73,15 @@ def _kept(job: Any) -> str:
 
 @cli.command()
 @click.argument("spec", type=click.Path())
-@_set_option
-@_address_option
+@set_option
+@address_option
 @click.option(
     "--attempt", type=click.IntRange(0), default=None, help="Number of this attempt; none: the next free one."
 )
 @click.option(
     "--follow/--no-wait", default=False, help="Show the job's log until it ends, or return at once (default)."
 )
-@_json_option
+@json_option
 def submit(
     spec: str, overrides: tuple[str, ...], address: str, attempt: int | None, follow: bool, as_json: bool
 ) -> None:
@@ -138,8 +116,8 @@ def jobs() -> None:
 
 
 @jobs.command("list")
-@_address_option
-@_json_option
+@address_option
+@json_option
 def list_jobs(address: str, as_json: bool) -> None:
     """All jobs of Headworks, newest first."""
     from deploy import submission
@@ -151,8 +129,8 @@ def list_jobs(address: str, as_json: bool) -> None:
 
 @jobs.command()
 @click.argument("job")
-@_address_option
-@_json_option
+@address_option
+@json_option
 def status(job: str, address: str, as_json: bool) -> None:
     """One job."""
     from deploy import submission
@@ -163,9 +141,9 @@ def status(job: str, address: str, as_json: bool) -> None:
 
 @jobs.command()
 @click.argument("job")
-@_address_option
+@address_option
 @click.option("--follow", is_flag=True, help="Go on until the job ends; exit code 1 if it fails.")
-@_json_option
+@json_option
 def logs(job: str, address: str, follow: bool, as_json: bool) -> None:
     """What a job has written."""
     from deploy import submission
@@ -179,8 +157,8 @@ def logs(job: str, address: str, follow: bool, as_json: bool) -> None:
 
 @jobs.command()
 @click.argument("job")
-@_address_option
-@_json_option
+@address_option
+@json_option
 def stop(job: str, address: str, as_json: bool) -> None:
     """Stop a job; what it has committed is kept."""
     from deploy import submission
@@ -193,7 +171,7 @@ def stop(job: str, address: str, as_json: bool) -> None:
 @cli.command()
 @click.option("--kind", type=click.Choice(_KINDS), default=None, help="One kind of job only.")
 @click.option("--markdown", is_flag=True, help="Tables to read instead of JSON Schema.")
-@_json_option
+@json_option
 def schema(kind: str | None, markdown: bool, as_json: bool) -> None:
     """JSON Schema of the job specs, for editors."""
     from deploy import reference
@@ -204,34 +182,7 @@ def schema(kind: str | None, markdown: bool, as_json: bool) -> None:
     show.emit(reference.kind_schema(kind) if kind else reference.job_schema(), [], as_json=True)
 
 
-@cli.group()
-def store() -> None:
-    """Activation stores."""
-
-
-@store.command("info")
-@click.argument("url")
-@_json_option
-def store_info(url: str, as_json: bool) -> None:
-    """What a store holds and what it was made from."""
-    from deploy import inspection
-
-    facts = inspection.store_facts(url)
-    show.emit(facts, inspection.store_lines(facts), as_json=as_json)
-
-
-@store.command()
-@click.argument("url")
-@click.option("--quick", is_flag=True, help="Compare lengths only; do not read the data.")
-@_json_option
-def verify(url: str, quick: bool, as_json: bool) -> None:
-    """Read a store and compare it with its ledger; exit code 1 if anything differs."""
-    from deploy import inspection
-
-    problems = inspection.store_problems(url, is_deep=not quick)
-    show.emit({"url": url, "problems": problems}, problems or [f"{url}: no problems"], as_json=as_json)
-    if problems:
-        raise click.exceptions.Exit(1)
+cli.add_command(store)
 
 
 @cli.group()
@@ -241,7 +192,7 @@ def dictionary() -> None:
 
 @dictionary.command("info")
 @click.argument("path")
-@_json_option
+@json_option
 def dictionary_info(path: str, as_json: bool) -> None:
     """What a dictionary is and what it was trained on; of each, if the folder holds several."""
     from deploy import inspection
@@ -251,7 +202,7 @@ def dictionary_info(path: str, as_json: bool) -> None:
 
 
 @cli.command()
-@_json_option
+@json_option
 def version(as_json: bool) -> None:
     """Versions of Headworks and of what it stands on."""
     from schemas.versions import versions
