@@ -17,7 +17,7 @@ from typing import Any
 from pipeline.collection.prepare import CollectPass, Pending, prepare, require_space, table_url
 from pipeline.tokens.table import TokenTable, build_table
 from schemas.collect import CollectSpec, CollectWorkers
-from schemas.errors import ResourceError
+from schemas.errors import ResourceError, UserError
 from schemas.store import Manifest
 from workers.cluster import total_resources
 from workers.collector import Collector, CollectorPool, Loaded, Receipt
@@ -32,6 +32,8 @@ from workers.controller import (
     StartWorker,
     StopWorker,
     UnitCommitted,
+    UnitFailed,
+    WorkerFailed,
     WorkerReady,
 )
 from workers.progress import Progress, Task
@@ -127,11 +129,11 @@ def _run_pass(one: Pending, figures: _Figures, progress: Progress, actor_class: 
         try:
             return run.execute(progress)
         except BaseException:
-            kept = one.of.num_units - len(units) + controller.num_committed
-            progress.note(
-                f"{name}: stopped; {kept} of {one.of.num_units} units are kept in {one.of.spec.output}, "
-                "the same command goes on from there"
-            )
+            if kept := one.of.num_units - len(units) + controller.num_committed:
+                progress.note(
+                    f"{name}: stopped; {kept} of {one.of.num_units} units are kept in {one.of.spec.output}, "
+                    "the same command goes on from there"
+                )
             raise
         finally:
             figures.deaths += controller.num_deaths
@@ -207,6 +209,8 @@ class _PassRun:
                 self.figures.rows += answer.num_rows
                 self.figures.size_bytes += answer.size_bytes
                 self.task.advance(answer.num_rows, answer.size_bytes)
+            case ((WorkerFailed(error=UserError()) | UnitFailed(error=UserError())), _):
+                pass  # ends the job, whose message it is
             case _:
                 _log.warning("collect.%s %s", type(event).__name__, event)
 
