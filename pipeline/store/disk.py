@@ -65,7 +65,10 @@ class DiskBackend:
         return path.stat().st_size if path.is_file() else None
 
     def sizes(self, folder: str) -> dict[str, int]:
-        return dict(_walk(os.path.join(self.root, folder), f"{folder}/" if folder else ""))
+        return {key: facts.st_size for key, facts in self._walk(folder)}
+
+    def times(self, folder: str) -> dict[str, float]:
+        return {key: facts.st_mtime for key, facts in self._walk(folder)}
 
     def delete(self, key: str) -> None:
         with translated(self.root, key):
@@ -73,6 +76,9 @@ class DiskBackend:
 
     def _path(self, key: str) -> Path:
         return Path(self.root, key)
+
+    def _walk(self, folder: str) -> Iterator[tuple[str, os.stat_result]]:
+        return _walk(os.path.join(self.root, folder), f"{folder}/" if folder else "")
 
 
 @contextmanager
@@ -108,12 +114,12 @@ def _flush_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def _walk(folder: str, prefix: str) -> Iterator[tuple[str, int]]:
-    """(key, size) of every file below; files that vanish meanwhile (temporary ones) are left out."""
+def _walk(folder: str, prefix: str) -> Iterator[tuple[str, os.stat_result]]:
+    """(key, facts) of every file below; files that vanish meanwhile (temporary ones) are left out."""
     with suppress(FileNotFoundError, NotADirectoryError), os.scandir(folder) as entries:
         for entry in entries:
             if entry.is_dir():
                 yield from _walk(entry.path, f"{prefix}{entry.name}/")
             else:
                 with suppress(FileNotFoundError):
-                    yield prefix + entry.name, entry.stat().st_size
+                    yield prefix + entry.name, entry.stat()

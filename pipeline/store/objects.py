@@ -38,6 +38,8 @@ class Backend(Protocol):
 
     def sizes(self, folder: str) -> dict[str, int]: ...
 
+    def times(self, folder: str) -> dict[str, float]: ...
+
     def delete(self, key: str) -> None: ...
 
 
@@ -125,6 +127,12 @@ class Objects:
         """key -> length in bytes of what interrupted writes left behind (local folders only), for a sweep."""
         found = self._backend.sizes(prefix.rpartition("/")[0])
         return {key: found[key] for key in sorted(found) if key.startswith(prefix) and is_partial(key)}
+
+    def times(self, prefix: str = "") -> dict[str, float]:
+        """key -> when it was last written, in seconds of the storage's own clock (never compare it with another one);
+        temporary files of interrupted writes included, objects of storages that keep no times left out."""
+        found = self._backend.times(prefix.rpartition("/")[0])
+        return {key: found[key] for key in sorted(found) if key.startswith(prefix)}
 
     def delete(self, key: str) -> None:
         """Remove the object; none being there is no error."""

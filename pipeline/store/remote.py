@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from typing import Any
 
 from fsspec import AbstractFileSystem
@@ -70,15 +71,11 @@ class RemoteBackend:
         return int(facts["size"]) if facts["type"] == "file" else None
 
     def sizes(self, folder: str) -> dict[str, int]:
-        self._fs.invalidate_cache()
-        path = f"{self.root}/{folder}" if folder else self.root
-        try:
-            with self._errors(folder):
-                found: dict[str, dict[str, Any]] = self._fs.find(path, detail=True)
-        except FileNotFoundError:
-            return {}
-        inside = len(self.root) + 1
-        return {name[inside:]: int(facts["size"]) for name, facts in found.items() if name != path}
+        return {key: int(facts["size"]) for key, facts in self._found(folder).items()}
+
+    def times(self, folder: str) -> dict[str, float]:
+        times = {key: _modified(facts) for key, facts in self._found(folder).items()}
+        return {key: time_s for key, time_s in times.items() if time_s is not None}
 
     def delete(self, key: str) -> None:
         try:
@@ -98,6 +95,18 @@ class RemoteBackend:
         except FileExistsError:
             return False
         return True
+
+    def _found(self, folder: str) -> dict[str, dict[str, Any]]:
+        """key -> fsspec's facts of every object below ``folder``."""
+        self._fs.invalidate_cache()
+        path = f"{self.root}/{folder}" if folder else self.root
+        try:
+            with self._errors(folder):
+                found: dict[str, dict[str, Any]] = self._fs.find(path, detail=True)
+        except FileNotFoundError:
+            return {}
+        inside = len(self.root) + 1
+        return {name[inside:]: facts for name, facts in found.items() if name != path}
 
     def _owned(self, data: bytes | bytearray) -> bytes | bytearray:
         """memory:// keeps the very object that it is given, so it must be one that cannot change."""
@@ -120,6 +129,19 @@ class RemoteBackend:
                 raise UnreachableError(
                     f"{self._url}/{key}: {exc}; check the endpoint (AWS_ENDPOINT_URL) and the credentials"
                 ) from exc
+
+
+def _modified(facts: dict[str, Any]) -> float | None:
+    """Each file system names the time of the last write in its own way: s3fs, gcsfs, adlfs, memory, sftp and the rest."""
+    for name in ("LastModified", "updated", "last_modified", "mtime", "modified", "created"):
+        found = facts.get(name)
+        if isinstance(found, str):
+            found = datetime.fromisoformat(found)
+        if isinstance(found, datetime):
+            return (found if found.tzinfo else found.replace(tzinfo=UTC)).timestamp()
+        if isinstance(found, int | float):
+            return float(found)
+    return None
 
 
 def _code(exc: BaseException) -> str:
