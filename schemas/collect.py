@@ -7,21 +7,43 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
 from schemas.corpus import TokensSpec
-from schemas.fields import Dtype, HookPoint, Name, Spec, Url
+from schemas.fields import LOSSY, Codec, Dtype, HookPoint, Layout, Name, Spec, Url
 from schemas.model import ModelSpec
 
 
 class Storage(Spec):
     """How activations are laid out. Decides bytes, so it is part of the store's identity."""
 
+    layout: Layout = "zarr"
+    """``zarr``: Zarr v3 arrays, for any storage. ``arrow``: Arrow IPC files, for local disks and Arrow readers."""
     dtype: Dtype = "bfloat16"
-    """Stored precision; bfloat16 is kept as uint16 words."""
+    """Stored precision; bfloat16 is kept as uint16 words. ``int8`` and ``float8_e4m3`` round coarsely, with a float32
+    scale for each row: they need ``lossy: true``, and their relative error is measured and kept in the manifest."""
+    lossy: bool = False
+    """Consent to ``int8`` and ``float8_e4m3``; false with every other dtype."""
     chunk_rows: PositiveInt = 1024
     """Rows in one inner chunk, the least that is read and checked at once."""
     shard_rows: PositiveInt = 32768
     """Rows in one shard: one unit of work, one object, one PUT. A multiple of ``chunk_rows``."""
-    codec: Literal["none", "zstd"] = "none"
-    """``none``: fastest on local disks, memory-mapped. ``zstd``: Blosc byte shuffle + zstd level 1, for slow links."""
+    codec: Codec = "none"
+    """``none``: fastest on local disks, memory-mapped. ``zstd``: Blosc byte shuffle + zstd level 1, for slow links.
+    ``bf16``: entropy-coded exponents, of dtype bfloat16 only. Layout ``arrow`` has ``none`` only."""
+
+    @model_validator(mode="after")
+    def _loss_is_asked_for(self) -> Self:
+        if self.dtype in LOSSY and not self.lossy:
+            raise ValueError(f"dtype {self.dtype} rounds coarsely and cannot be undone: add lossy: true to accept that")
+        if self.lossy and self.dtype not in LOSSY:
+            raise ValueError(f"lossy: true goes with {', '.join(sorted(LOSSY))} only; dtype is {self.dtype}")
+        return self
+
+    @model_validator(mode="after")
+    def _codec_fits(self) -> Self:
+        if self.layout == "arrow" and self.codec != "none":
+            raise ValueError(f"layout arrow is memory-mapped and has codec none only; codec is {self.codec}")
+        if self.codec == "bf16" and self.dtype != "bfloat16":
+            raise ValueError(f"codec bf16 encodes dtype bfloat16 only; dtype is {self.dtype}")
+        return self
 
     @model_validator(mode="after")
     def _whole_chunks(self) -> Self:

@@ -7,7 +7,17 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, StringConstraints
 
-Dtype = Literal["bfloat16", "float16", "float32"]
+Dtype = Literal["bfloat16", "float16", "float32", "int8", "float8_e4m3"]
+"""Stored precision; int8 and float8_e4m3 have a float32 scale for each row and lose precision."""
+
+Layout = Literal["zarr", "arrow"]
+"""How the objects of a store are encoded."""
+
+Codec = Literal["none", "zstd", "bf16"]
+"""How chunks are compressed."""
+
+LOSSY: frozenset[Dtype] = frozenset({"int8", "float8_e4m3"})
+"""Stored precisions that need ``lossy: true``."""
 
 _UNITS = {
     "B": 1,

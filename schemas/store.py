@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import NonNegativeInt, PositiveInt
 
-from schemas.fields import Spec
+from schemas.fields import Codec, Dtype, Layout, Spec
 
 STORE_FORMAT = 1
 
@@ -16,6 +16,15 @@ class Quantiles(Spec):
 
     counts: dict[int, int]
     """bin -> number of rows whose L2 norm lies in [2**(bin/16), 2**((bin+1)/16)); bin -10000 counts zero norms."""
+
+
+class Rounding(Spec):
+    """What a lossy dtype lost, summed over the finite rows before they were rounded."""
+
+    square_error_sum: float
+    """Sum over rows and channels of (stored value - value)^2."""
+    square_norm_sum: float
+    """Sum over rows and channels of value^2."""
 
 
 class HookStatistics(Spec):
@@ -37,6 +46,8 @@ class HookStatistics(Spec):
     """Rows with a NaN."""
     num_inf: NonNegativeInt = 0
     """Rows with an infinity and no NaN."""
+    rounding: Rounding | None = None
+    """What storing the rows lost; None of a lossless store."""
 
 
 class ObjectReceipt(Spec):
@@ -47,10 +58,12 @@ class ObjectReceipt(Spec):
     size_bytes: NonNegativeInt
     """Exact length."""
     crc32c: str
-    """8 hexadecimal digits. Token rows: CRC-32C of the whole object. Shards: CRC-32C of their ``chunk_crc32c``, each as
-    4 little-endian bytes (data followed by its own CRC has the same CRC whatever the data is)."""
+    """8 hexadecimal digits. Token rows and Arrow files: CRC-32C of the whole object. Zarr shards: CRC-32C of
+    their ``chunk_crc32c``, each as 4 little-endian bytes (data followed by its own CRC has the same CRC whatever it is)."""
     chunk_crc32c: list[str] = []
-    """Shards: CRC-32C of each chunk as stored, in order, so that a reader of one chunk need not read the others."""
+    """CRC-32C of each chunk as stored, in order, so that a reader of one chunk need not read the others."""
+    chunk_offsets: list[NonNegativeInt] = []
+    """Arrow files: where each chunk, the body of a record batch, begins, so that a reader need not trust the footer."""
 
 
 class LedgerEntry(Spec):
@@ -100,13 +113,17 @@ class StoreRecord(Spec):
     """What decides the bytes: model, token table, storage. Hook points are named by the passes."""
     table_fingerprint: str
     """The token table whose rows these are; stores of equal table fingerprint are row-aligned."""
-    dtype: Literal["bfloat16", "float16", "float32"]
+    layout: Layout = "zarr"
+    """How the objects are encoded."""
+    dtype: Dtype
     """Stored precision."""
+    lossy: bool = False
+    """Rows are rounded coarsely and have a scale each: ``dtype`` is int8 or float8_e4m3."""
     chunk_rows: PositiveInt
     """Rows in a chunk."""
     shard_rows: PositiveInt
     """Rows in a shard, that is in a unit."""
-    codec: Literal["none", "zstd"]
+    codec: Codec
     """Codec of the chunks."""
     table_url: str
     """Where the token table was when the store was made; a hint, the store has its own copy of the tokens."""

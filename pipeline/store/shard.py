@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -23,8 +23,8 @@ from numcodecs import blosc  # type: ignore[import-untyped]
 from pipeline.store.checksums import Buffer, crc32c
 from pipeline.store.words import Words
 from schemas.errors import CorruptionError
+from schemas.fields import Codec
 
-Codec = Literal["none", "zstd"]
 Bytes = npt.NDArray[np.uint8]
 
 _CRC = 4

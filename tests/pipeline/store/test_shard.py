@@ -17,8 +17,7 @@ from pipeline.store.layout import array_metadata
 from pipeline.store.shard import Geometry, ShardReader, encode_shard, stored_chunk_crcs
 from pipeline.store.words import stored_dtype
 from schemas.errors import CorruptionError
-
-Codec = Literal["none", "zstd"]
+from schemas.fields import Codec
 
 
 def words_of(num_rows: int, width: int, dtype: Any = "<u2") -> np.ndarray:
