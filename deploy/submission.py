@@ -210,10 +210,18 @@ def connect(address: str) -> Any:
             "`ray start` was given another --dashboard-port), that the cluster runs with its dashboard, and that a "
             "tunnel or firewall lets you through."
         ) from error
+    _present_token()
     from ray.job_submission import JobSubmissionClient
 
     with _explained(address), _unset(_RAY_ADDRESSES):
         return JobSubmissionClient(address)
+
+
+def _present_token() -> None:
+    """Where a token lies and no mode is set, ``ray start`` asks for the token: so it must be sent."""
+    file = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
+    if os.environ.get("RAY_AUTH_TOKEN") or file.is_file():
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
 
 
 def _reason(error: Exception) -> str:
@@ -237,8 +245,15 @@ def _unset(names: tuple[str, ...]) -> Iterator[None]:
 @contextmanager
 def _explained(address: str) -> Iterator[None]:
     """The client's errors in our words: a refusal comes as RuntimeError that holds the server's traceback."""
+    from ray.exceptions import AuthenticationError
+
     try:
         yield
+    except AuthenticationError as error:
+        raise UserError(
+            f"the cluster at {address} asks for a token, and the one from here is none or another: put the cluster's "
+            "(`ray get-auth-token` on its head) into RAY_AUTH_TOKEN, or its file's name into RAY_AUTH_TOKEN_PATH"
+        ) from error
     except ConnectionError as error:
         raise UnreachableError(f"the cluster at {address} stopped answering: {error}") from error
     except RuntimeError as error:

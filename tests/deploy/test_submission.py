@@ -88,10 +88,13 @@ def free_ports(count: int) -> list[int]:
 def head() -> Iterator[Head]:
     """`ray start --head` on ports of its own. Ended by process id: `ray stop` would end every Ray of this machine."""
     gcs, dashboard, client, agent = free_ports(4)
-    environment = {**os.environ, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "t" * 64, "OMP_NUM_THREADS": "1"}
-    environment |= {"RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0", "RAY_USAGE_STATS_ENABLED": "0"}
-    environment.pop("RAY_ADDRESS", None)
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_A")}
+    environment |= {"RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0", "RAY_USAGE_STATS_ENABLED": "0", "OMP_NUM_THREADS": "1"}
     with tempfile.TemporaryDirectory(prefix="hw", dir="/tmp", ignore_cleanup_errors=True) as folder:
+        # Where Ray puts a token of its own accord; `ray start` then asks for it.
+        Path(folder, ".ray").mkdir()
+        Path(folder, ".ray", "auth_token").write_text("t" * 64)
+        environment["HOME"] = folder
         process = subprocess.Popen(
             [
                 BIN / "ray", "start", "--head", "--block", "--num-cpus=2", "--object-store-memory=100000000",
@@ -150,6 +153,9 @@ def test_a_job_is_submitted_followed_refused_and_stopped(
     head: Head, write_spec: Callable[..., Path], tmp_path: Path
 ) -> None:
     assert head.json("jobs", "list") == []
+    stranger = Head(head.url, {**head.environment, "HOME": str(tmp_path)}).headworks("jobs", "list")
+    assert stranger.returncode == 2
+    assert "asks for a token" in stranger.stderr
     spec = write_spec("quick")
     submitted = head.json("submit", str(spec))
     assert submitted["id"] == f"quick-{submitted['fingerprint'][:12]}-0"

@@ -138,7 +138,8 @@ def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     command = [
         weed, "server", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", f"-dir={folder / 'data'}", "-filer", "-s3",
         f"-s3.port={port}", f"-s3.config={config}", f"-master.port={others[0]}", f"-volume.port={others[1]}",
-        f"-filer.port={others[2]}", "-master.volumeSizeLimitMB=64", "-volume.max=16",
+        f"-filer.port={others[2]}", "-s3.port.iceberg=0", "-s3.port.lance=0",
+        "-master.volumeSizeLimitMB=64", "-volume.max=16",
     ]  # fmt: skip
     environment = {
         "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}",
