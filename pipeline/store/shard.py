@@ -11,7 +11,7 @@ Source: Zarr v3 core, sharding_indexed codec 1.0, https://zarr-specs.readthedocs
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -21,6 +21,7 @@ import numpy.typing as npt
 from numcodecs import blosc  # type: ignore[import-untyped]
 
 from pipeline.store.checksums import Buffer, crc32c
+from pipeline.store.chunks import gather_rows, read_rows
 from pipeline.store.words import Words
 from schemas.errors import CorruptionError
 from schemas.fields import Codec
@@ -127,6 +128,9 @@ class ShardReader:
         self._size_bytes = size_bytes
         self.geometry = geometry
         self.num_rows = num_rows
+        self.chunk_rows = geometry.chunk_rows
+        self.width = geometry.width
+        self.dtype = geometry.dtype
         self.key = key
         self._chunk_crcs = chunk_crcs
         self._verify = verify
@@ -160,20 +164,11 @@ class ShardReader:
 
     def rows(self, start: int, stop: int) -> Words:
         """Words [stop - start, D]: a view of the source where the codec is none and one chunk has them all."""
-        if not 0 <= start <= stop <= self.num_rows:
-            raise ValueError(f"{self.key}: rows [{start}, {stop}) are not within its {self.num_rows}")
-        if start == stop:
-            return np.empty((0, self.geometry.width), dtype=self.geometry.dtype)
-        size = self.geometry.chunk_rows
-        first, last = start // size, (stop - 1) // size
-        chunks = self.chunks(first, last + 1)
-        if len(chunks) == 1:
-            return chunks[0][start - first * size : stop - first * size]
-        out = np.empty((stop - start, self.geometry.width), dtype=self.geometry.dtype)
-        for place, words in enumerate(chunks, start=first):
-            begin, end = max(start, place * size), min(stop, (place + 1) * size)
-            out[begin - start : end - start] = words[begin - place * size : end - place * size]
-        return out
+        return read_rows(self, start, stop)
+
+    def gather(self, rows: npt.NDArray[np.int64], out: Words, places: npt.NDArray[np.int64]) -> None:
+        """``out[places] = rows`` of this shard, in any order; each chunk is read once."""
+        gather_rows(self, rows, out, places)
 
     def chunks(self, first: int, stop: int) -> list[Words]:
         """Chunks [first, stop) as words [chunk_rows, D] each, by one read; the last may end in padding."""
@@ -182,35 +177,20 @@ class ShardReader:
         base = int(ends[first])
         return [self._decoded(c, stored[int(ends[c]) - base : int(ends[c + 1]) - base]) for c in range(first, stop)]
 
-    def gather(self, rows: npt.NDArray[np.int64], out: Words, places: npt.NDArray[np.int64]) -> None:
-        """``out[places] = rows`` of this shard, in any order; each chunk is read once."""
-        size = self.geometry.chunk_rows
-        chunk_of = rows // size
-        if self.geometry.codec == "none" and self._whole is not None:
-            self._check(np.unique(chunk_of))
-            out[places] = self._table(self._whole)[chunk_of, rows % size]
-            return
-        for first, stop in _runs(np.unique(chunk_of), limit=self._chunks_at_once()):
-            for chunk, words in enumerate(self.chunks(first, stop), start=first):
-                mine = np.flatnonzero(chunk_of == chunk)
-                out[places[mine]] = words[rows[mine] - chunk * size]
-
     def check_all(self) -> None:
         """Check the index and every chunk, read one by one. Raises CorruptionError for the first that differs."""
-        self._check(np.arange(len(self.ends) - 1))
+        self.check(np.arange(len(self.ends) - 1))
 
-    def _table(self, whole: Bytes) -> Words:
-        """[m, chunk_rows, D] over all chunks in place: they lie ``chunk_bytes`` and a checksum apart."""
+    def table(self) -> Words | None:
+        """[m, chunk_rows, D] over all chunks in place, if they are not compressed; a checksum lies between them."""
         geometry = self.geometry
+        if geometry.codec != "none" or self._whole is None:
+            return None
         strides = (geometry.chunk_bytes + _CRC, geometry.row_bytes, geometry.dtype.itemsize)
         shape = (len(self.ends) - 1, geometry.chunk_rows, geometry.width)
-        return np.ndarray(shape, dtype=geometry.dtype, buffer=whole.data, strides=strides)
+        return np.ndarray(shape, dtype=geometry.dtype, buffer=self._whole.data, strides=strides)
 
-    def _chunks_at_once(self) -> int:
-        """Neighbouring chunks worth one read: about 32 MiB."""
-        return max(1, 2**25 // self.geometry.chunk_bytes)
-
-    def _check(self, chunks: npt.NDArray[np.int64]) -> None:
+    def check(self, chunks: npt.NDArray[np.int64]) -> None:
         """Check those of the chunks that no one has checked yet."""
         for chunk in chunks.tolist():
             if self._verify and chunk not in self._verified:
@@ -246,19 +226,6 @@ class ShardReader:
     def _compare(self, what: str, expected: object, got: object) -> None:
         if expected != got:
             raise CorruptionError(f"{self.key}: {what}: expected {expected}, got {got}")
-
-
-def _runs(chunks: npt.NDArray[np.int64], *, limit: int) -> Iterator[tuple[int, int]]:
-    """Ascending distinct chunks as [first, stop) runs of neighbours, none longer than ``limit``."""
-    first = stop = -1
-    for chunk in chunks.tolist():
-        if chunk != stop or stop - first >= limit:
-            if stop > first:
-                yield first, stop
-            first = chunk
-        stop = chunk + 1
-    if stop > first:
-        yield first, stop
 
 
 def _stored_crc(data: Bytes) -> int:
