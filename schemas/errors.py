@@ -10,6 +10,7 @@
         MismatchError      ValueError         two artefacts do not belong together (fingerprints differ)
         ResourceError      OSError            not enough memory or disk for what the spec asks
         UnreachableError   ConnectionError    a cluster or service does not answer
+        BusyError          RuntimeError       another job holds what this one needs for itself
       DataError                      stored bytes are not what the ledger says: never continue
         CorruptionError    OSError            checksum, length or format differs
         IncompleteError    OSError            a store lacks units that the reader needs
@@ -73,6 +74,10 @@ class ResourceError(UserError, OSError):
 
 class UnreachableError(UserError, ConnectionError):
     """A cluster or service does not answer."""
+
+
+class BusyError(UserError, RuntimeError):
+    """Another job holds what this one needs for itself; wait for it, or stop it."""
 
 
 class DataError(HeadworksError):

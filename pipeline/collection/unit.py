@@ -12,6 +12,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -35,19 +36,29 @@ _TORCH: dict[Dtype, torch.dtype] = {
 }
 
 
+class RowSource(Protocol):
+    """Token rows by their index, a whole context at a time: a token table, or the store's own copy of it."""
+
+    def rows(self, start: int, stop: int) -> TokenRows:
+        """Rows [start, stop)."""
+
+    def covering(self, start: int, stop: int) -> tuple[int, int]:
+        """``(first, last)``: [start, stop) widened to whole contexts."""
+
+
 @dataclass(frozen=True)
 class UnitCollector:
     """A loaded model, the table it reads and the store it writes. Use it from one thread at a time."""
 
     forward: ActivationForward
-    table: TokenTable
+    table: RowSource
     writer: StoreWriter
     worker: str
     """Who this is, for the ledger."""
 
     @classmethod
-    def open(cls, one: CollectPass, *, worker: str = "local") -> UnitCollector:
-        """Load the model, and create or join the store.
+    def open(cls, one: CollectPass, *, worker: str = "local", table: RowSource | None = None) -> UnitCollector:
+        """Load the model, and create or join the store; ``table`` stands in for the pass's own.
 
         Raises:
             HookPointError: the model lacks a hook point; nothing is written.
@@ -61,14 +72,13 @@ class UnitCollector:
             remedy="Every machine must see the same files at model.path.",
         )
         forward = ActivationForward(loaded, one.hook_points)
-        return cls(forward, TokenTable.open(one.table_url), one.writer(forward.widths), worker)
+        return cls(forward, table or TokenTable.open(one.table_url), one.writer(forward.widths), worker)
 
     def collect(self, unit: int, attempt: int = 0) -> LedgerEntry:
         """Compute, write and commit one unit; the entry that counts, an earlier attempt's if there was one."""
         started = time.perf_counter()
         start, stop = self.writer.unit_rows(unit)
-        first, last = self.table.covering(start, stop)
-        rows = self.table.rows(first, last)
+        first, rows = self._covering_rows(start, stop)
         read = time.perf_counter()
         arrays = self._run(rows, start - first, stop - first)
         return self.writer.write_unit(
@@ -79,6 +89,17 @@ class UnitCollector:
             attempt=attempt,
             seconds={"read": read - started, "forward": time.perf_counter() - read},
         )
+
+    def compute(self, unit: int) -> tuple[dict[str, Words], TokenRows]:
+        """Stored words [n, D] of each hook point and the token rows of a unit; nothing is written."""
+        start, stop = self.writer.unit_rows(unit)
+        first, rows = self._covering_rows(start, stop)
+        return self._run(rows, start - first, stop - first), rows.slice(start - first, stop - first)
+
+    def _covering_rows(self, start: int, stop: int) -> tuple[int, TokenRows]:
+        """The first row of the contexts that overlap rows [start, stop), and their rows."""
+        first, last = self.table.covering(start, stop)
+        return first, self.table.rows(first, last)
 
     @torch.no_grad()
     def _run(self, rows: TokenRows, start: int, stop: int) -> dict[str, Words]:

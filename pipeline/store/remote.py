@@ -132,7 +132,7 @@ class RemoteBackend:
 
 
 def _modified(facts: dict[str, Any]) -> float | None:
-    """Each file system names the time of the last write in its own way: s3fs, gcsfs, adlfs, memory, sftp and the rest."""
+    """Each file system names the time of the last write in its own way: s3fs, gcsfs, adlfs, memory, sftp, others."""
     for name in ("LastModified", "updated", "last_modified", "mtime", "modified", "created"):
         found = facts.get(name)
         if isinstance(found, str):
