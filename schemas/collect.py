@@ -52,6 +52,16 @@ class Storage(Spec):
         return self
 
 
+class StatisticsSpec(Spec):
+    """What is measured of the rows while they are written, besides mean, variance, norms and NaN counts."""
+
+    covariance: bool = False
+    """Covariance of the channels of each hook point: one float64 object of d_model * (d_model + 1) / 2 numbers for each
+    unit, that is 2 * d_model / shard_rows of a 16-bit store's size."""
+    outlier_tokens: NonNegativeInt = 16
+    """How many rows of greatest norm to name for each hook point."""
+
+
 class CollectWorkers(Spec):
     """Resources of collection. Never part of a fingerprint."""
 
@@ -86,6 +96,8 @@ class CollectSpec(Spec):
     """Tokens (padding included) in one forward pass. Part of the fingerprint: it can change low bits."""
     storage: Storage = Storage()
     """Layout of the store."""
+    statistics: StatisticsSpec = StatisticsSpec()
+    """What is measured of the rows."""
     workers: CollectWorkers = CollectWorkers()
     """Resources."""
     output: Url

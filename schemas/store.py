@@ -15,7 +15,7 @@ class Quantiles(Spec):
     """A mergeable sketch of row norms: counts in fixed logarithmic bins, so that merging is exact addition."""
 
     counts: dict[int, int]
-    """bin -> number of rows whose L2 norm lies in [2**(bin/16), 2**((bin+1)/16)); bin -10000 counts zero norms."""
+    """bin -> number of rows whose L2 norm lies in [2**(bin/64), 2**((bin+1)/64)); bin -10000 counts zero norms."""
 
 
 class Rounding(Spec):
@@ -25,6 +25,26 @@ class Rounding(Spec):
     """Sum over rows and channels of (stored value - value)^2."""
     square_norm_sum: float
     """Sum over rows and channels of value^2."""
+
+
+class OutlierToken(Spec):
+    """A row of great norm."""
+
+    row: NonNegativeInt
+    """Index in the store."""
+    token_id: NonNegativeInt
+    """The token there."""
+    norm: float
+    """L2 norm of the row as stored."""
+
+
+class NonFiniteRows(Spec):
+    """Rows of one unit that hold what is not a number."""
+
+    num_nan: NonNegativeInt
+    """Rows with a NaN."""
+    num_inf: NonNegativeInt
+    """Rows with an infinity and no NaN."""
 
 
 class HookStatistics(Spec):
@@ -48,6 +68,10 @@ class HookStatistics(Spec):
     """Rows with an infinity and no NaN."""
     rounding: Rounding | None = None
     """What storing the rows lost; None of a lossless store."""
+    max_outliers: NonNegativeInt = 0
+    """How many rows ``outliers`` names at most."""
+    outliers: list[OutlierToken] = []
+    """The rows of greatest norm, greatest first, of equal norms the lower row first."""
 
 
 class ObjectReceipt(Spec):
@@ -59,7 +83,7 @@ class ObjectReceipt(Spec):
     """Exact length."""
     crc32c: str
     """8 hexadecimal digits. Token rows and Arrow files: CRC-32C of the whole object. Zarr shards: CRC-32C of
-    their ``chunk_crc32c``, each as 4 little-endian bytes (data followed by its own CRC has the same CRC whatever it is)."""
+    their ``chunk_crc32c``, each as 4 little-endian bytes (data followed by its own CRC has one CRC whatever it is)."""
     chunk_crc32c: list[str] = []
     """CRC-32C of each chunk as stored, in order, so that a reader of one chunk need not read the others."""
     chunk_offsets: list[NonNegativeInt] = []
@@ -82,7 +106,7 @@ class LedgerEntry(Spec):
     num_rows: PositiveInt
     """Rows in this unit."""
     objects: dict[str, ObjectReceipt]
-    """hook point (or ``tokens``) -> the object that holds it."""
+    """hook point, ``tokens`` or ``comoments/HOOK`` -> the object that holds it."""
     statistics: dict[str, HookStatistics]
     """hook point -> statistics of this unit's rows."""
     worker: str
@@ -100,6 +124,10 @@ class PassRecord(Spec):
     """hook point -> d_model."""
     batch_tokens: PositiveInt
     """Tokens in a forward pass."""
+    covariance: bool = False
+    """Whether every unit has the co-moments of its channels as an object of its own."""
+    outlier_tokens: NonNegativeInt = 0
+    """Rows of greatest norm that the statistics name for each hook point."""
 
 
 class StoreRecord(Spec):
@@ -156,3 +184,29 @@ class Manifest(Spec):
     """SHA-256 over pass, unit and the objects' keys, sizes and checksums, in order."""
     statistics: dict[str, HookStatistics]
     """hook point -> statistics of all rows."""
+    non_finite: dict[str, dict[int, NonFiniteRows]] = {}
+    """hook point -> unit -> its rows with NaN or infinity; only units that have any, only hook points with such."""
+    covariances: dict[str, ObjectReceipt] = {}
+    """hook point -> the object with its covariance over all rows; only of passes with ``covariance``."""
+
+
+class PassOpened(Spec):
+    """An event of the store's log: a job collects these hook points over so many rows. The first to name one owns it."""
+
+    event: Literal["pass_opened"] = "pass_opened"
+    """Discriminator."""
+    pass_record: PassRecord
+    """The hook points."""
+    num_rows: PositiveInt
+    """Rows that the job plans."""
+
+
+class RowsComplete(Spec):
+    """An event of the store's log: the store shows these passes over so many rows. The last one counts."""
+
+    event: Literal["rows_complete"] = "rows_complete"
+    """Discriminator."""
+    num_rows: PositiveInt
+    """Rows of every array that the manifest names."""
+    passes: tuple[str, ...]
+    """Pass ids that are complete over them, ascending."""

@@ -22,7 +22,7 @@ from pipeline.store.objects import Objects
 from pipeline.store.words import stored_dtype
 from pipeline.store.writer import StoreWriter
 from pipeline.tokens.table import TokenTable
-from schemas.collect import CollectSpec
+from schemas.collect import CollectSpec, StatisticsSpec
 from schemas.errors import MissingError, ResourceError
 from schemas.fields import about_bytes, format_bytes
 from schemas.fingerprint import fingerprint, require_equal
@@ -58,7 +58,9 @@ class CollectPass:
             MismatchError: the store at the output has another identity, or other widths.
         """
         chosen = {hook: widths[hook] for hook in self.hook_points}
-        pass_record = PassRecord(hook_points=chosen, batch_tokens=self.spec.batch_tokens)
+        pass_record = PassRecord(
+            hook_points=chosen, batch_tokens=self.spec.batch_tokens, **self.spec.statistics.model_dump()
+        )
         return StoreWriter.open(self.spec.output, self.record, pass_record, num_rows=self.num_rows)
 
 
@@ -178,14 +180,15 @@ def _passes(objects: Objects, record: StoreRecord) -> dict[str, PassRecord]:
 
 
 def _require_same_batches(spec: CollectSpec, found: Mapping[str, PassRecord]) -> None:
-    """A hook point that is there was collected with some batch size, which can change low bits."""
+    """A hook point that is there was collected with some batch size, which can change low bits, and some statistics."""
     for one in found.values():
         if shared := {*one.hook_points} & {*spec.hook_points}:
+            statistics = StatisticsSpec(covariance=one.covariance, outlier_tokens=one.outlier_tokens).model_dump()
             require_equal(
-                {"batch_tokens": spec.batch_tokens},
-                {"batch_tokens": one.batch_tokens},
+                {"batch_tokens": spec.batch_tokens, "statistics": spec.statistics.model_dump()},
+                {"batch_tokens": one.batch_tokens, "statistics": statistics},
                 where=f"{sorted(shared)} in the store at {spec.output}",
-                remedy=f"Set batch_tokens to {one.batch_tokens}, or choose another output.",
+                remedy=f"Set batch_tokens to {one.batch_tokens}, statistics to {statistics}, or choose another output.",
             )
 
 

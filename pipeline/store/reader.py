@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import html
 from collections import OrderedDict
+from collections.abc import Iterator
 from functools import cached_property
 from itertools import pairwise
 from threading import Lock
@@ -18,8 +19,10 @@ import numpy.typing as npt
 
 from pipeline.store import layout
 from pipeline.store.checksums import crc32c_hex
+from pipeline.store.comoments import covariance_of, read_matrix
 from pipeline.store.ledger import Ledger, in_order
-from pipeline.store.manifests import read_manifest, require_planned
+from pipeline.store.log import StoreLog, planned_rows
+from pipeline.store.manifests import non_finite_rows, read_manifest, require_planned
 from pipeline.store.objects import Objects
 from pipeline.store.rows import TokenRows
 from pipeline.store.shard import ShardReader
@@ -29,7 +32,15 @@ from pipeline.store.verification import Problem, problems
 from pipeline.store.words import Words, stored_dtype
 from schemas.errors import CorruptionError, HookPointError, IncompleteError, MissingError, SpecError, nearest
 from schemas.fields import Dtype, about_bytes
-from schemas.store import HookStatistics, LedgerEntry, Manifest, ObjectReceipt, PassRecord, StoreRecord
+from schemas.store import (
+    HookStatistics,
+    LedgerEntry,
+    Manifest,
+    NonFiniteRows,
+    ObjectReceipt,
+    PassRecord,
+    StoreRecord,
+)
 
 _OPEN_SHARDS = 128
 """Maps (and so file descriptors) that a reader keeps open for later calls."""
@@ -83,7 +94,7 @@ class Store:
                     "again, which goes on where it stopped, or open it with allow_partial=True"
                 ) from exc
             passes = layout.read_passes(objects)
-            return cls(objects, record, passes, None, _planned_rows(objects, passes))
+            return cls(objects, record, passes, None, planned_rows(StoreLog(objects).read()))
         passes = {pass_: _complete_pass(objects, pass_) for pass_ in manifest.passes}
         return cls(objects, record, passes, manifest, manifest.num_rows)
 
@@ -119,6 +130,31 @@ class Store:
         if self.manifest is not None:
             return self.manifest.statistics
         return {hook: self._merged(hook) for hook in self.hook_points}
+
+    @cached_property
+    def non_finite(self) -> dict[str, dict[int, NonFiniteRows]]:
+        """hook point -> unit -> its rows with NaN or infinity; only hook points and units that have any."""
+        if self.manifest is not None:
+            return self.manifest.non_finite
+        found = {
+            hook: {entry.unit: rows for entry in self._entries(hook) if (rows := non_finite_rows(hook, entry))}
+            for hook in self.hook_points
+        }
+        return {hook: units for hook, units in found.items() if units}
+
+    def covariance(self, hook: str) -> npt.NDArray[np.float64]:
+        """[D, D] float64 population covariance of all (of an incomplete store: all committed) finite rows.
+
+        Raises:
+            HookPointError. SpecError: the hook point was collected without ``statistics.covariance``. CorruptionError.
+        """
+        if not self.passes[self._pass_of[self._known(hook)]].covariance:
+            raise SpecError(
+                f"the store at {self.url} has no covariance of {hook}: it was collected without statistics.covariance"
+            )
+        if self.manifest is not None:
+            return read_matrix(self.objects, self.manifest.covariances[hook])
+        return covariance_of(self.objects, hook, self.hook_points[hook], self._entries(hook))
 
     def committed(self, hook: str) -> list[int]:
         """Units of the hook point that can be read, ascending; looks anew at each call of an incomplete store."""
@@ -191,9 +227,10 @@ class Store:
         return entry
 
     def _merged(self, hook: str) -> HookStatistics:
-        ledger = self._ledgers[self._pass_of[hook]]
-        entries = ledger.entries(self.committed(hook))
-        return merge_all((entry.statistics[hook] for entry in entries), width=self.hook_points[hook])
+        return merge_all((entry.statistics[hook] for entry in self._entries(hook)), width=self.hook_points[hook])
+
+    def _entries(self, hook: str) -> Iterator[LedgerEntry]:
+        return self._ledgers[self._pass_of[hook]].entries(self.committed(hook))
 
     def _known(self, hook: str) -> str:
         if hook not in self.hook_points:
@@ -295,8 +332,3 @@ def _complete_pass(objects: Objects, pass_: str) -> PassRecord:
     except MissingError as exc:
         key = layout.pass_key(pass_)
         raise CorruptionError(f"{objects.url}/{key}: expected the record of a complete pass, got no object") from exc
-
-
-def _planned_rows(objects: Objects, passes: dict[str, PassRecord]) -> int:
-    shapes = [layout.read_array(objects, hook) for one in passes.values() for hook in one.hook_points]
-    return max((int(facts["shape"][0]) for facts in shapes if facts is not None), default=0)

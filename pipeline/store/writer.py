@@ -20,6 +20,7 @@ import numpy as np
 
 from pipeline.store import layout
 from pipeline.store.checksums import crc32c_hex, crc32c_of_chunks
+from pipeline.store.comoments import comoments_name, put_comoments
 from pipeline.store.joining import join
 from pipeline.store.ledger import Ledger, warn_if_different
 from pipeline.store.manifests import require_planned, write_manifest
@@ -115,7 +116,13 @@ class StoreWriter:
         statistics: dict[str, HookStatistics] = {}
         for hook in sorted(arrays):
             receipts[hook], words = self._put_shard(unit, hook, arrays[hook])
-            statistics[hook] = measure(words, self.record.dtype)
+            statistics[hook] = measure(
+                words, self.record.dtype, tokens=tokens, outlier_tokens=self.pass_record.outlier_tokens
+            )
+            if self.pass_record.covariance:
+                receipts[comoments_name(hook)] = put_comoments(
+                    self.objects, unit, hook, words, self.record.dtype, statistics[hook]
+                )
         receipts[layout.TOKENS] = self._put_tokens(unit, tokens)
         entry = LedgerEntry(
             store_fingerprint=self.record.fingerprint,
@@ -137,15 +144,7 @@ class StoreWriter:
         Raises:
             IncompleteError: names the units that are missing. CorruptionError: a committed object has gone.
         """
-        return write_manifest(self.objects, self.record, self._store_rows(), required=self.pass_id)
-
-    def _store_rows(self) -> int:
-        """Rows of the arrays: more than the plan's where a job asks for a part of what is complete already."""
-        hook = next(iter(self.pass_record.hook_points))
-        facts = layout.read_array(self.objects, hook)
-        if facts is None:
-            raise CorruptionError(f"{self.objects.url}/{layout.array_key(hook)}: expected metadata, got no object")
-        return int(facts["shape"][0])
+        return write_manifest(self.objects, self.record, self.num_rows, required=self.pass_id)
 
     def _require_unit(self, unit: int, arrays: Mapping[str, Words], tokens: TokenRows) -> None:
         start, stop = self.unit_rows(unit)
