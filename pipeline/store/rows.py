@@ -6,7 +6,7 @@ On disk they are Parquet, one file per unit or part. The bytes are a function of
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any, Self
 
 import numpy as np
@@ -23,18 +23,20 @@ _TYPES: dict[str, str] = {
     "position": "int32",
     "held_out": "bool",
 }
+_SOURCE_ROW = "source_row"
 _ENCODINGS = {
     "row": "DELTA_BINARY_PACKED",
     "token_id": "PLAIN",
     "document_id": "DELTA_BINARY_PACKED",
     "position": "DELTA_BINARY_PACKED",
     "held_out": "RLE",
+    _SOURCE_ROW: "PLAIN",  # in no order, so deltas would only be larger
 }
 
 
 @dataclass(frozen=True, eq=False)
 class TokenRows:
-    """T consecutive or chosen rows; five arrays of one length, converted to the types below if need be."""
+    """T consecutive or chosen rows; arrays of one length, converted to the types below if need be."""
 
     row: npt.NDArray[np.int64]
     """[T] global row index."""
@@ -46,11 +48,13 @@ class TokenRows:
     """[T] index in the row's context; 0 begins a context."""
     held_out: npt.NDArray[np.bool_]
     """[T] true where the document is kept from training."""
+    source_row: npt.NDArray[np.int64] | None = None
+    """[T] row in the store that was shuffled, of a shuffled store only; elsewhere None."""
 
     def __post_init__(self) -> None:
-        for name, kind in _TYPES.items():
+        for name, kind in self._columns.items():
             object.__setattr__(self, name, np.ascontiguousarray(getattr(self, name), dtype=kind))
-        shapes = {name: getattr(self, name).shape for name in _TYPES}
+        shapes = {name: getattr(self, name).shape for name in self._columns}
         if any(shape != (len(self.row),) for shape in shapes.values()):
             raise ValueError(f"the columns of token rows have one length and one axis; got {shapes}")
 
@@ -60,14 +64,26 @@ class TokenRows:
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, TokenRows):
             return NotImplemented
-        return all(np.array_equal(getattr(self, name), getattr(other, name)) for name in _TYPES)
+        if self._columns != other._columns:
+            return False
+        return all(np.array_equal(getattr(self, name), getattr(other, name)) for name in self._columns)
 
     def __hash__(self) -> int:
         return hash((len(self), self.row.tobytes(), self.token_id.tobytes()))
 
+    @property
+    def _columns(self) -> dict[str, str]:
+        return _TYPES if self.source_row is None else {**_TYPES, _SOURCE_ROW: "int64"}
+
+    @property
+    def context(self) -> npt.NDArray[np.int64]:
+        """[T] what tells contexts apart: the row at which the context of each row began, before any shuffle."""
+        rows = self.row if self.source_row is None else self.source_row
+        return np.asarray(rows - self.position)
+
     def slice(self, start: int, stop: int) -> Self:
         """Rows [start, stop) of these T, as views."""
-        return type(self)(*(getattr(self, field.name)[start:stop] for field in fields(self)))
+        return type(self)(*(getattr(self, name)[start:stop] for name in self._columns))
 
     @classmethod
     def empty(cls) -> Self:
@@ -78,11 +94,11 @@ class TokenRows:
     def concat(cls, parts: Iterable[TokenRows]) -> Self:
         """One after the other; no parts give no rows."""
         held: Sequence[TokenRows] = [*parts] or [cls.empty()]
-        return cls(*(np.concatenate([getattr(part, name) for part in held]) for name in _TYPES))
+        return cls(*(np.concatenate([getattr(part, name) for part in held]) for name in held[0]._columns))
 
     def to_parquet(self) -> bytes:
         """The same rows give the same bytes (with one version of pyarrow)."""
-        table = pa.table({name: pa.array(getattr(self, name)) for name in _TYPES})
+        table = pa.table({name: pa.array(getattr(self, name)) for name in self._columns})
         sink = pa.BufferOutputStream()
         pq.write_table(
             table,
@@ -91,7 +107,7 @@ class TokenRows:
             compression="zstd",
             compression_level=1,
             use_dictionary=False,
-            column_encoding=_ENCODINGS,
+            column_encoding={name: _ENCODINGS[name] for name in self._columns},
             store_schema=False,
         )
         return bytes(sink.getvalue())
@@ -105,12 +121,13 @@ class TokenRows:
         """
         try:
             # One thread: a pool per reader costs more than it saves on files of this size.
-            table: Any = pq.read_table(pa.BufferReader(data), columns=list(_TYPES), use_threads=False)
+            table: Any = pq.read_table(pa.BufferReader(data), columns=[*_TYPES, _SOURCE_ROW], use_threads=False)
         except (pa.ArrowException, OSError) as exc:
             raise CorruptionError(f"{where} is not readable Parquet: {exc}") from exc
         found = {name: str(table.schema.field(name).type) for name in table.column_names}
-        if found != _TYPES:
-            raise CorruptionError(f"{where} has the columns {found}, expected {_TYPES}")
-        if any(table.column(name).null_count for name in _TYPES):
+        wanted = {**_TYPES, _SOURCE_ROW: "int64"} if _SOURCE_ROW in found else _TYPES
+        if found != wanted:
+            raise CorruptionError(f"{where} has the columns {found}, expected {wanted}")
+        if any(table.column(name).null_count for name in wanted):
             raise CorruptionError(f"{where} has nulls, expected none")
-        return cls(*(table.column(name).to_numpy() for name in _TYPES))
+        return cls(*(table.column(name).to_numpy() for name in wanted))

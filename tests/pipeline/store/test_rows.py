@@ -56,3 +56,17 @@ def test_what_is_not_token_rows_is_refused() -> None:
     pq.write_table(pa.table({"row": [1]}), sink)
     with pytest.raises(CorruptionError):
         TokenRows.from_parquet(bytes(sink.getvalue()))
+
+
+def test_rows_of_a_shuffled_store_know_where_they_were() -> None:
+    source_row = np.array([7, 2, 9])
+    rows = TokenRows([0, 1, 2], [5, 6, 7], [1, 0, 1], [3, 2, 0], [True, False, False], source_row)
+    assert TokenRows.from_parquet(rows.to_parquet()) == rows
+    assert rows.context.tolist() == [4, 0, 9]
+    assert rows.slice(1, 3).source_row.tolist() == [2, 9]
+    assert TokenRows.concat([rows.slice(0, 1), rows.slice(1, 3)]) == rows
+    plain = TokenRows(*(getattr(rows, name) for name in ("row", "token_id", "document_id", "position", "held_out")))
+    assert plain != rows
+    assert plain.source_row is None
+    assert plain.context.tolist() == [-3, -1, 2]
+    assert TokenRows.from_parquet(plain.to_parquet()) == plain
