@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import google_crc32c
 import numpy as np
@@ -20,6 +20,15 @@ def crc32c(data: Buffer) -> int:
 def crc32c_hex(data: Buffer) -> str:
     """As JSON has it."""
     return f"{crc32c(data):08x}"
+
+
+def crc32c_of_pieces(pieces: Iterable[Buffer]) -> str:
+    """As JSON has it, of the pieces one after the other."""
+    checksum = 0
+    for piece in pieces:
+        view = piece.view(np.uint8) if isinstance(piece, np.ndarray) else np.frombuffer(piece, dtype=np.uint8)
+        checksum = google_crc32c.extend(checksum, view)
+    return f"{checksum:08x}"
 
 
 def crc32c_of_chunks(checksums: Sequence[str]) -> str:

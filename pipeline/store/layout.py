@@ -1,8 +1,14 @@
-"""Where everything lies in a store, and the Zarr metadata that lets any Zarr v3 reader open its arrays."""
+"""Where everything lies in a store, in either layout, and the metadata documents that describe its arrays.
+
+``zarr``: each hook point is a Zarr v3 array, and so are the scales of a lossy store; any Zarr v3 reader opens them.
+``arrow``: each unit of a hook point is an Arrow file; ``array.json`` says how many rows there are in all.
+"""
 
 from __future__ import annotations
 
 from typing import Any
+
+import numpy as np
 
 from pipeline.store.documents import parse, sealed, unsealed
 from pipeline.store.objects import Objects
@@ -13,12 +19,18 @@ from schemas.fingerprint import fingerprint
 from schemas.store import STORE_FORMAT, PassRecord, StoreRecord
 
 ROOT = "zarr.json"
-ACTIVATIONS = "activations/zarr.json"
 MANIFEST = "manifest.json"
 TOKENS = "tokens"
 """The name that a ledger entry gives to the object of the unit's token rows."""
 
-_ZARR_TYPES = {"bfloat16": "uint16", "float16": "float16", "float32": "float32"}
+_ZARR_TYPES = {
+    "bfloat16": "uint16",
+    "float16": "float16",
+    "float32": "float32",
+    "int8": "int8",
+    "float8_e4m3": "uint8",
+}
+_SCALE = np.dtype("<f4")
 
 
 def pass_id(record: PassRecord) -> str:
@@ -30,13 +42,25 @@ def pass_key(pass_: str) -> str:
     return f"passes/{pass_}.json"
 
 
-def array_key(hook: str) -> str:
-    return f"activations/{hook}/zarr.json"
+def array_key(record: StoreRecord, hook: str) -> str:
+    """The document that gives a hook point its shape and its pass."""
+    return f"activations/{hook}/{'zarr' if record.layout == 'zarr' else 'array'}.json"
 
 
-def shard_key(hook: str, unit: int) -> str:
-    """Zarr's own key of the shard: chunk (unit, 0) in the default key encoding."""
-    return f"activations/{hook}/c/{unit}/0"
+def scales_name(hook: str) -> str:
+    """The name that a ledger entry gives to the object of the scales, of a lossy store in layout ``zarr``."""
+    return f"scales/{hook}"
+
+
+def unit_keys(record: StoreRecord, hook: str, unit: int) -> dict[str, str]:
+    """Name in the ledger entry -> key of each object that holds the hook point's rows of a unit.
+
+    Zarr's own keys are those of chunk (unit, 0) of the array and chunk (unit) of the scales.
+    """
+    if record.layout == "arrow":
+        return {hook: f"activations/{hook}/{unit}.arrow"}
+    keys = {hook: f"activations/{hook}/c/{unit}/0"}
+    return keys | {scales_name(hook): f"scales/{hook}/c/{unit}"} if record.lossy else keys
 
 
 def tokens_key(unit: int) -> str:
@@ -74,34 +98,81 @@ def geometry(record: StoreRecord, width: int) -> Geometry:
     return Geometry(record.chunk_rows, record.shard_rows, width, stored_dtype(record.dtype), record.codec)
 
 
+def scale_geometry(record: StoreRecord) -> Geometry:
+    """The same of a shard of scales, one float32 for each row."""
+    return Geometry(record.chunk_rows, record.shard_rows, 1, _SCALE, record.codec)
+
+
+def plain_groups(record: StoreRecord) -> list[str]:
+    """Keys of the Zarr groups without attributes."""
+    if record.layout == "arrow":
+        return []
+    return ["activations/zarr.json", *(["scales/zarr.json"] if record.lossy else [])]
+
+
 def group_metadata(record: StoreRecord | None) -> dict[str, Any]:
-    """Of the root (with its record) or of the plain group ``activations``."""
+    """Of the root (with its record) or of a plain group."""
     attributes = {"headworks": sealed(record)} if record else {}
     return {"zarr_format": 3, "node_type": "group", "attributes": attributes}
 
 
+def array_documents(record: StoreRecord, hook: str, width: int, num_rows: int, pass_: str) -> dict[str, dict[str, Any]]:
+    """Key -> document of each array that a hook point with D = width has; the first is ``array_key``."""
+    if record.layout == "arrow":
+        facts = {"shape": [num_rows, width], "chunk_rows": record.chunk_rows, "shard_rows": record.shard_rows}
+        return {array_key(record, hook): {**facts, "attributes": attributes(record, hook, pass_)}}
+    documents = {array_key(record, hook): array_metadata(record, hook, width, num_rows, pass_)}
+    if record.lossy:
+        shape, shard, chunk = [num_rows], [record.shard_rows], [record.chunk_rows]
+        facts = _zarr_array(record, shape, shard, chunk, _SCALE, "float32", {"hook_point": hook, "pass_id": pass_})
+        documents[f"scales/{hook}/zarr.json"] = facts
+    return documents
+
+
+def attributes(record: StoreRecord, hook: str, pass_: str) -> dict[str, str]:
+    """What an array, or an Arrow file, says of itself."""
+    return {"logical_dtype": record.dtype, "hook_point": hook, "pass_id": pass_}
+
+
 def array_metadata(record: StoreRecord, hook: str, width: int, num_rows: int, pass_: str) -> dict[str, Any]:
-    """Zarr v3 metadata of one hook point's array [num_rows, width]: core codecs only."""
-    inner: list[dict[str, Any]] = [{"name": "bytes", "configuration": {"endian": "little"}}]
+    """Zarr v3 metadata of one hook point's array [num_rows, width]."""
+    shape, shard, chunk = [num_rows, width], [record.shard_rows, width], [record.chunk_rows, width]
+    stored, zarr_type = stored_dtype(record.dtype), _ZARR_TYPES[record.dtype]
+    return _zarr_array(record, shape, shard, chunk, stored, zarr_type, attributes(record, hook, pass_))
+
+
+def _zarr_array(
+    record: StoreRecord,
+    shape: list[int],
+    shard: list[int],
+    chunk: list[int],
+    dtype: np.dtype[Any],
+    zarr_type: str,
+    named: dict[str, str],
+) -> dict[str, Any]:
+    """Core codecs only, unless the store's codec is this package's own."""
+    little: dict[str, Any] = {"name": "bytes", "configuration": {"endian": "little"}}
+    # Words of one byte have no order: Zarr leaves the configuration out.
+    inner: list[dict[str, Any]] = [little if dtype.itemsize > 1 else {"name": "bytes"}]
     if record.codec == "zstd":
         blosc = {"cname": "zstd", "clevel": 1, "shuffle": "shuffle", "blocksize": 0}
-        inner.append({"name": "blosc", "configuration": {**blosc, "typesize": stored_dtype(record.dtype).itemsize}})
+        inner.append({"name": "blosc", "configuration": {**blosc, "typesize": dtype.itemsize}})
     sharding = {
-        "chunk_shape": [record.chunk_rows, width],
+        "chunk_shape": chunk,
         "codecs": [*inner, {"name": "crc32c"}],
-        "index_codecs": [{"name": "bytes", "configuration": {"endian": "little"}}, {"name": "crc32c"}],
+        "index_codecs": [little, {"name": "crc32c"}],
         "index_location": "end",
     }
     return {
         "zarr_format": 3,
         "node_type": "array",
-        "shape": [num_rows, width],
-        "data_type": _ZARR_TYPES[record.dtype],
-        "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": [record.shard_rows, width]}},
+        "shape": shape,
+        "data_type": zarr_type,
+        "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": shard}},
         "chunk_key_encoding": {"name": "default", "configuration": {"separator": "/"}},
         "fill_value": 0,
         "codecs": [{"name": "sharding_indexed", "configuration": sharding}],
-        "attributes": {"logical_dtype": record.dtype, "hook_point": hook, "pass_id": pass_},
+        "attributes": named,
     }
 
 
@@ -156,21 +227,27 @@ def read_passes(objects: Objects) -> dict[str, PassRecord]:
     return {pass_: read_pass(objects, pass_) for pass_ in ids}
 
 
-def read_array(objects: Objects, hook: str) -> dict[str, Any] | None:
-    """Metadata of the hook point's array, or None where there is none.
+def read_array(objects: Objects, record: StoreRecord, hook: str) -> dict[str, Any] | None:
+    """The document ``array_key`` of a hook point, or None where there is none.
 
     Raises:
         CorruptionError: it has no shape of two numbers, or no attributes.
     """
-    try:
-        data = objects.read(array_key(hook))
-    except MissingError:
+    facts = read_document(objects, array_key(record, hook))
+    if facts is None:
         return None
-    where = f"{objects.url}/{array_key(hook)}"
-    facts = parse(data, where)
+    where = f"{objects.url}/{array_key(record, hook)}"
     shape = facts.get("shape")
     if not (isinstance(shape, list) and len(shape) == 2 and all(isinstance(size, int) for size in shape)):
         raise CorruptionError(f"{where}: expected a shape of two numbers, got {shape!r}")
     if not isinstance(facts.get("attributes"), dict):
         raise CorruptionError(f"{where}: expected attributes, got {facts.get('attributes')!r}")
     return facts
+
+
+def read_document(objects: Objects, key: str) -> dict[str, Any] | None:
+    """Any JSON object of the store, or None where there is none. Raises CorruptionError."""
+    try:
+        return parse(objects.read(key), f"{objects.url}/{key}")
+    except MissingError:
+        return None

@@ -24,12 +24,12 @@ from pipeline.store.ledger import Ledger, in_order
 from pipeline.store.log import StoreLog, planned_rows
 from pipeline.store.manifests import non_finite_rows, read_manifest, require_planned
 from pipeline.store.objects import Objects
+from pipeline.store.rounding import Scales
 from pipeline.store.rows import TokenRows
-from pipeline.store.shard import ShardReader
-from pipeline.store.sources import open_shard
 from pipeline.store.statistics import mean_norm, merge_all
+from pipeline.store.unit_objects import StoredRows, UnitObjects, UnitRows
 from pipeline.store.verification import Problem, problems
-from pipeline.store.words import Words, stored_dtype
+from pipeline.store.words import Floats, Words, stored_dtype
 from schemas.errors import CorruptionError, HookPointError, IncompleteError, MissingError, SpecError, nearest
 from schemas.fields import Dtype, about_bytes
 from schemas.store import (
@@ -42,7 +42,7 @@ from schemas.store import (
     StoreRecord,
 )
 
-_OPEN_SHARDS = 128
+_OPEN_UNITS = 128
 """Maps (and so file descriptors) that a reader keeps open for later calls."""
 
 
@@ -69,8 +69,8 @@ class Store:
         self._ledgers = {pass_: Ledger(objects, pass_, record.fingerprint) for pass_ in passes}
         self._pass_of = {hook: pass_ for pass_, one in passes.items() for hook in one.hook_points}
         self._receipts: dict[tuple[str, int], dict[str, ObjectReceipt]] = {}
-        self._shards: OrderedDict[tuple[str, int], ShardReader] = OrderedDict()
-        self._verified: dict[str, set[int]] = {}
+        self._units: OrderedDict[tuple[str, int], UnitRows] = OrderedDict()
+        self._verified: dict[tuple[str, int], set[int]] = {}
         self._lock = Lock()
 
     @classmethod
@@ -163,18 +163,27 @@ class Store:
 
     def read_rows(self, hook: str, start: int, stop: int) -> Words:
         """Words [stop - start, D]. A read-only view of the file where the store is local, the codec is none and one
-        chunk has all the rows; otherwise a new array.
+        chunk has all the rows; otherwise a new array. Of a lossy store they mean something with their scales only.
 
         Raises:
             HookPointError, SpecError (rows that do not exist), CorruptionError, IncompleteError.
         """
-        width = self.hook_points[self._known(hook)]
-        self._require_rows(start, stop)
-        spans = self._spans(start, stop)
-        parts = [*in_order(self.objects, lambda span: self._shard(hook, span[0]).rows(span[1], span[2]), spans)]
-        if len(parts) == 1:
-            return parts[0]
-        return np.concatenate([np.empty((0, width), dtype=stored_dtype(self.dtype)), *parts])
+        return self._read(hook, start, stop).words
+
+    def read_scales(self, hook: str, start: int, stop: int) -> Scales:
+        """Scales [stop - start] of a lossy store's rows: what their words are to be multiplied by.
+
+        Raises: as ``read_rows``; SpecError of a lossless store, too.
+        """
+        scales = self._read(hook, start, stop).scales
+        if scales is None:
+            raise SpecError(f"the rows of the store at {self.url} are {self.dtype} and have no scales: use read_rows")
+        return scales
+
+    def read_values(self, hook: str, start: int, stop: int) -> Floats:
+        """float32 [stop - start, D]: words widened exactly, or multiplied by their scales in a lossy store. A view
+        where ``read_rows`` gives one and the words are float32. Raises: as ``read_rows``."""
+        return self._read(hook, start, stop).values(self.dtype)
 
     def gather(self, hook: str, rows: npt.NDArray[np.int64], out: Words | None = None) -> Words:
         """Words [n, D] of any rows in any order, repeats included; into ``out`` if given, which is returned.
@@ -191,17 +200,19 @@ class Store:
             raise SpecError(
                 f"gather: out has {out.shape} {out.dtype}, expected {(len(rows), width)} {self.dtype} words"
             )
-        order = np.argsort(rows // self.record.shard_rows, kind="stable")
-        units = rows[order] // self.record.shard_rows
-        starts = [0, *(np.flatnonzero(np.diff(units)) + 1).tolist(), len(rows)]
-        jobs = [(int(units[a]), order[a:b]) for a, b in pairwise(starts) if b > a]
-
-        def fill(unit: int, places: npt.NDArray[np.int64]) -> None:
-            self._shard(hook, unit).gather(rows[places] - unit * self.record.shard_rows, out, places)
-
-        for _ in in_order(self.objects, lambda job: fill(*job), jobs):
-            pass
+        self._gather(hook, rows, out, None)
         return out
+
+    def gather_values(self, hook: str, rows: npt.NDArray[np.int64]) -> Floats:
+        """float32 [n, D] of any rows in any order, as ``read_values`` gives them. Raises: as ``read_rows``."""
+        rows = np.asarray(rows, dtype=np.int64)
+        scales = np.empty((len(rows), 1), dtype=np.float32) if self.record.lossy else None
+        width = self.hook_points[self._known(hook)]
+        if len(rows):
+            self._require_rows(int(rows.min()), int(rows.max()) + 1)
+        words = np.empty((len(rows), width), dtype=stored_dtype(self.dtype))
+        self._gather(hook, rows, words, scales)
+        return StoredRows(words, None if scales is None else scales[:, 0]).values(self.dtype)
 
     def tokens(self, start: int = 0, stop: int | None = None) -> TokenRows:
         """Token rows [start, stop); the whole store by default. Raises as ``read_rows``."""
@@ -225,6 +236,34 @@ class Store:
             raise CorruptionError(f"{self.url}/{key}: expected a ledger entry, got no object")
         require_planned(entry, self.num_rows, self.record.shard_rows, self.url)
         return entry
+
+    def _read(self, hook: str, start: int, stop: int) -> StoredRows:
+        """Rows [start, stop) as they are stored; views where one chunk of a mapped file has them."""
+        width = self.hook_points[self._known(hook)]
+        self._require_rows(start, stop)
+        spans = self._spans(start, stop)
+        parts = [*in_order(self.objects, lambda span: self._unit(hook, span[0]).read(span[1], span[2]), spans)]
+        if len(parts) == 1:
+            return parts[0]
+        words = np.concatenate([np.empty((0, width), dtype=stored_dtype(self.dtype)), *(part.words for part in parts)])
+        scales = [part.scales for part in parts if part.scales is not None]
+        return StoredRows(words, np.concatenate([np.empty(0, np.float32), *scales]) if self.record.lossy else None)
+
+    def _gather(self, hook: str, rows: npt.NDArray[np.int64], words: Words, scales: Words | None) -> None:
+        """Fill words [n, D], and scales [n, 1] if given, unit by unit."""
+        order = np.argsort(rows // self.record.shard_rows, kind="stable")
+        units = rows[order] // self.record.shard_rows
+        starts = [0, *(np.flatnonzero(np.diff(units)) + 1).tolist(), len(rows)]
+        jobs = [(int(units[a]), order[a:b]) for a, b in pairwise(starts) if b > a]
+
+        def fill(unit: int, places: npt.NDArray[np.int64]) -> None:
+            wanted, held = rows[places] - unit * self.record.shard_rows, self._unit(hook, unit)
+            held.words.gather(wanted, words, places)
+            if scales is not None and held.scales is not None:
+                held.scales.gather(wanted, scales, places)
+
+        for _ in in_order(self.objects, lambda job: fill(*job), jobs):
+            pass
 
     def _merged(self, hook: str) -> HookStatistics:
         return merge_all((entry.statistics[hook] for entry in self._entries(hook)), width=self.hook_points[hook])
@@ -259,26 +298,24 @@ class Store:
             self._receipts[key] = self.entry(pass_id, unit).objects
         return self._receipts[key]
 
-    def _shard(self, hook: str, unit: int) -> ShardReader:
-        """The opened shard, its length checked; the least recently used are closed again."""
+    def _unit(self, hook: str, unit: int) -> UnitRows:
+        """The opened objects of a unit, their lengths checked; the least recently used are closed again."""
         with self._lock:
-            shard = self._shards.get((hook, unit))
-            if shard is not None:
-                self._shards.move_to_end((hook, unit))
-                return shard
-        receipt = self._unit_receipts(self._pass_of[hook], unit).get(hook)
-        key = layout.shard_key(hook, unit)
-        if receipt is None or receipt.key != key:
-            raise CorruptionError(f"{self.url}: expected {key} in the ledger's entry of unit {unit}, got {receipt}")
+            rows = self._units.get((hook, unit))
+            if rows is not None:
+                self._units.move_to_end((hook, unit))
+                return rows
+        pass_id = self._pass_of[hook]
+        receipts = self._unit_receipts(pass_id, unit)
         start, stop = layout.unit_rows(unit, self.num_rows, self.record.shard_rows)
-        geometry = layout.geometry(self.record, self.hook_points[hook])
-        verified = self._verified.setdefault(key, set())
-        shard = open_shard(self.objects, receipt, geometry, stop - start, verified)
+        width = self.hook_points[hook]
+        one = UnitObjects(self.objects, self.record, pass_id, unit, hook, width, stop - start)
+        rows = one.open(receipts, self._verified.setdefault((hook, unit), set()))
         with self._lock:
-            self._shards[hook, unit] = shard
-            while len(self._shards) > _OPEN_SHARDS:
-                self._shards.popitem(last=False)
-        return shard
+            self._units[hook, unit] = rows
+            while len(self._units) > _OPEN_UNITS:
+                self._units.popitem(last=False)
+        return rows
 
     def _unit_tokens(self, unit: int) -> TokenRows:
         receipt = self._tokens_receipt(unit)

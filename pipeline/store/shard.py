@@ -11,7 +11,6 @@ Source: Zarr v3 core, sharding_indexed codec 1.0, https://zarr-specs.readthedocs
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -22,11 +21,10 @@ from numcodecs import blosc  # type: ignore[import-untyped]
 
 from pipeline.store.checksums import Buffer, crc32c
 from pipeline.store.chunks import gather_rows, read_rows
+from pipeline.store.sources import Bytes, Source
 from pipeline.store.words import Words
 from schemas.errors import CorruptionError
 from schemas.fields import Codec
-
-Bytes = npt.NDArray[np.uint8]
 
 _CRC = 4
 _ABSENT = np.uint64(2**64 - 1)
@@ -101,55 +99,46 @@ def _stored_chunk(rows: Words, geometry: Geometry) -> Bytes:
 
 
 class ShardReader:
-    """Rows of one shard, from bytes, a memory map or ranged reads.
+    """Rows of one shard.
 
-    ``read(start, stop)`` gives bytes of the object as uint8 [stop - start]; ``chunk_crcs`` are the checksums that the
-    ledger has for its chunks. With ``verify`` every chunk is checked on first touch, against its own checksum and the
-    ledger's; ``verified`` is the caller's set of chunks that have passed and need no further check. ``whole`` is the
-    object as memory, where there is such a thing.
+    ``chunk_crcs`` are the checksums that the ledger has for its chunks: every chunk is checked on first touch, against
+    its own checksum and the ledger's. ``verified`` is the caller's set of chunks that have passed and need no further
+    check.
 
-    Every method raises CorruptionError, naming ``key``, where the bytes are not what was committed.
+    Every method raises CorruptionError, naming the object, where the bytes are not what was committed.
     """
 
     def __init__(
         self,
-        read: Callable[[int, int], Bytes],
-        size_bytes: int,
+        source: Source,
         geometry: Geometry,
         num_rows: int,
         *,
-        key: str,
         chunk_crcs: list[str] | None = None,
         verified: set[int] | None = None,
-        whole: Bytes | None = None,
-        verify: bool = True,
     ) -> None:
-        self._read = read
-        self._size_bytes = size_bytes
+        self._source = source
         self.geometry = geometry
         self.num_rows = num_rows
         self.chunk_rows = geometry.chunk_rows
         self.width = geometry.width
         self.dtype = geometry.dtype
-        self.key = key
+        self.key = source.key
         self._chunk_crcs = chunk_crcs
-        self._verify = verify
         self._verified = set() if verified is None else verified
-        self._whole = whole
 
     @classmethod
     def over(cls, data: Buffer, geometry: Geometry, num_rows: int, *, key: str = "shard") -> ShardReader:
         """A reader of a whole shard in memory, which must stay unchanged."""
-        whole = data.view(np.uint8) if isinstance(data, np.ndarray) else np.frombuffer(data, dtype=np.uint8)
-        return cls(lambda start, stop: whole[start:stop], len(whole), geometry, num_rows, key=key, whole=whole)
+        return cls(Source.over(data, key), geometry, num_rows)
 
     @cached_property
     def ends(self) -> npt.NDArray[np.int64]:
         """[m + 1]: chunk c is bytes [ends[c], ends[c + 1]) of the object."""
         geometry, wanted = self.geometry, self.geometry.chunks_of(self.num_rows)
-        footer = self._read_exactly(self._size_bytes - geometry.index_bytes, self._size_bytes, "index")
-        if self._verify:
-            self._compare("checksum of the index", crc32c(footer[:-_CRC]), _stored_crc(footer))
+        size_bytes = self._source.size_bytes
+        footer = self._source.read_exactly(size_bytes - geometry.index_bytes, size_bytes, "index")
+        self._compare("checksum of the index", crc32c(footer[:-_CRC]), _stored_crc(footer))
         index = footer[:-_CRC].view("<u8").reshape(geometry.places, 2)
         if (index[wanted:] != _ABSENT).any() or (index[:wanted] == _ABSENT).any():
             present = int((index[:, 0] != _ABSENT).sum())
@@ -157,7 +146,7 @@ class ShardReader:
         ends = np.concatenate([[0], np.cumsum(index[:wanted, 1].astype(np.int64))])
         if (index[:wanted, 0] != ends[:-1].astype(np.uint64)).any():
             raise CorruptionError(f"{self.key}: expected chunks in order without gaps, got the index {index.tolist()}")
-        self._compare("bytes of all chunks", self._size_bytes - geometry.index_bytes, int(ends[-1]))
+        self._compare("bytes of all chunks", size_bytes - geometry.index_bytes, int(ends[-1]))
         if geometry.codec == "none" and (index[:wanted, 1] != geometry.chunk_bytes + _CRC).any():
             raise CorruptionError(f"{self.key}: expected chunks of {geometry.chunk_bytes + _CRC} bytes, got others")
         return ends
@@ -173,7 +162,7 @@ class ShardReader:
     def chunks(self, first: int, stop: int) -> list[Words]:
         """Chunks [first, stop) as words [chunk_rows, D] each, by one read; the last may end in padding."""
         ends = self.ends
-        stored = self._read_exactly(int(ends[first]), int(ends[stop]), f"chunks {first} to {stop - 1}")
+        stored = self._source.read_exactly(int(ends[first]), int(ends[stop]), f"chunks {first} to {stop - 1}")
         base = int(ends[first])
         return [self._decoded(c, stored[int(ends[c]) - base : int(ends[c + 1]) - base]) for c in range(first, stop)]
 
@@ -184,20 +173,20 @@ class ShardReader:
     def table(self) -> Words | None:
         """[m, chunk_rows, D] over all chunks in place, if they are not compressed; a checksum lies between them."""
         geometry = self.geometry
-        if geometry.codec != "none" or self._whole is None:
+        if geometry.codec != "none" or self._source.whole is None:
             return None
         strides = (geometry.chunk_bytes + _CRC, geometry.row_bytes, geometry.dtype.itemsize)
         shape = (len(self.ends) - 1, geometry.chunk_rows, geometry.width)
-        return np.ndarray(shape, dtype=geometry.dtype, buffer=self._whole.data, strides=strides)
+        return np.ndarray(shape, dtype=geometry.dtype, buffer=self._source.whole.data, strides=strides)
 
     def check(self, chunks: npt.NDArray[np.int64]) -> None:
         """Check those of the chunks that no one has checked yet."""
         for chunk in chunks.tolist():
-            if self._verify and chunk not in self._verified:
+            if chunk not in self._verified:
                 self.chunks(chunk, chunk + 1)
 
     def _decoded(self, chunk: int, stored: Bytes) -> Words:
-        if self._verify and chunk not in self._verified:
+        if chunk not in self._verified:
             self._check_chunk(chunk, stored)
             self._verified.add(chunk)
         geometry = self.geometry
@@ -215,13 +204,6 @@ class ShardReader:
         self._compare(f"CRC-32C of chunk {chunk}", f"{_stored_crc(stored):08x}", f"{got:08x}")
         if self._chunk_crcs:
             self._compare(f"CRC-32C of chunk {chunk} in the ledger", self._chunk_crcs[chunk], f"{got:08x}")
-
-    def _read_exactly(self, start: int, stop: int, what: str) -> Bytes:
-        if start < 0:
-            raise CorruptionError(f"{self.key}: expected at least {stop - start} bytes, got {self._size_bytes}")
-        data = self._read(start, stop)
-        self._compare(f"bytes of {what}", stop - start, len(data))
-        return data
 
     def _compare(self, what: str, expected: object, got: object) -> None:
         if expected != got:

@@ -1,22 +1,62 @@
-"""Where a shard's bytes come from: a memory map of a local file, or ranged reads of a remote object."""
+"""Where an object's bytes come from: a memory map of a local file, or ranged reads of a remote object."""
 
 from __future__ import annotations
 
 import mmap
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 
+from pipeline.store.checksums import Buffer, crc32c_of_pieces
 from pipeline.store.objects import Objects
-from pipeline.store.shard import Bytes, Geometry, ShardReader
 from schemas.errors import CorruptionError, MissingError
 from schemas.store import ObjectReceipt
 
+Bytes = npt.NDArray[np.uint8]
 
-def open_shard(
-    objects: Objects, receipt: ObjectReceipt, geometry: Geometry, num_rows: int, verified: set[int]
-) -> ShardReader:
-    """A reader of the object that the receipt names, its length compared.
+_PIECE_BYTES = 2**25
+
+
+@dataclass(frozen=True)
+class Source:
+    """One object, read in pieces."""
+
+    key: str
+    """What messages call it."""
+    size_bytes: int
+    read: Callable[[int, int], Bytes]
+    """``read(start, stop)`` -> [stop - start]; fewer where the object has been cut since. Raises CorruptionError where
+    it has gone."""
+    whole: Bytes | None = None
+    """The object as memory, where there is such a thing."""
+
+    @classmethod
+    def over(cls, data: Buffer, key: str) -> Source:
+        """A whole object in memory, which must stay unchanged."""
+        whole = data.view(np.uint8) if isinstance(data, np.ndarray) else np.frombuffer(data, dtype=np.uint8)
+        return cls(key, len(whole), lambda start, stop: whole[start:stop], whole)
+
+    def read_exactly(self, start: int, stop: int, what: str) -> Bytes:
+        """Bytes [start, stop) of the object; raises CorruptionError if it has not as many."""
+        if start < 0 or stop > self.size_bytes:
+            raise CorruptionError(f"{self.key}: {what}: expected bytes [{start}, {stop}), got {self.size_bytes} in all")
+        data = self.read(start, stop)
+        if len(data) != stop - start:
+            raise CorruptionError(f"{self.key}: bytes of {what}: expected {stop - start}, got {len(data)}")
+        return data
+
+    def crc32c(self) -> str:
+        """The checksum of the whole object, read in pieces."""
+        starts = range(0, self.size_bytes, _PIECE_BYTES)
+        spans = ((start, min(start + _PIECE_BYTES, self.size_bytes)) for start in starts)
+        return crc32c_of_pieces(self.read_exactly(start, stop, "the object") for start, stop in spans)
+
+
+def open_source(objects: Objects, receipt: ObjectReceipt) -> Source:
+    """The object that the receipt names, its length compared.
 
     Raises:
         CorruptionError: the object is not there or of another length.
@@ -29,20 +69,17 @@ def open_shard(
     if size_bytes != receipt.size_bytes:
         raise CorruptionError(f"{where}: expected {receipt.size_bytes} bytes, got {size_bytes}")
     path = objects.local_path(receipt.key)
-    whole = _mapped(path) if path is not None else None
+    if path is not None:
+        whole = _mapped(path)
+        return Source(where, size_bytes, lambda start, stop: whole[start:stop], whole)
 
     def read(start: int, stop: int) -> Bytes:
-        if whole is not None:
-            return whole[start:stop]
         try:
             return np.frombuffer(objects.read_range(receipt.key, start, stop), dtype=np.uint8)
         except MissingError as exc:
             raise CorruptionError(f"{where}: expected {receipt.size_bytes} bytes, got no object") from exc
 
-    return ShardReader(
-        read, size_bytes, geometry, num_rows,
-        key=where, chunk_crcs=receipt.chunk_crc32c, verified=verified, whole=whole,
-    )  # fmt: skip
+    return Source(where, size_bytes, read)
 
 
 def _mapped(path: Path) -> Bytes:

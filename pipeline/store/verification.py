@@ -8,11 +8,11 @@ from functools import partial
 from typing import TypeVar
 
 from pipeline.store import layout
-from pipeline.store.checksums import crc32c_hex, crc32c_of_chunks
+from pipeline.store.checksums import crc32c_hex
 from pipeline.store.ledger import Ledger, in_order, ledger_digest
 from pipeline.store.manifests import require_planned
 from pipeline.store.objects import Objects
-from pipeline.store.sources import open_shard
+from pipeline.store.unit_objects import UnitObjects
 from schemas.errors import HeadworksError
 from schemas.store import LedgerEntry, Manifest, ObjectReceipt, PassRecord, StoreRecord
 
@@ -49,15 +49,15 @@ def problems(
         found += _of_arrays(objects, record, pass_, pass_record, num_rows)
         for entry in _entries(objects, record, pass_, manifest, num_rows, found):
             entries.append(entry.model_copy(update={"statistics": {}}))
-            found += _of_entry(entry, pass_record)
-    receipts = {receipt.key: (name, receipt) for entry in entries for name, receipt in entry.objects.items()}
-    found += [*_of_lengths([receipt for _, receipt in receipts.values()], sizes)]
+            found += _of_entry(entry, record, pass_record)
+    receipts = {receipt.key: (entry, name) for entry in entries for name, receipt in entry.objects.items()}
+    found += [*_of_lengths([entry.objects[name] for entry, name in receipts.values()], sizes)]
     if manifest is not None and ledger_digest(entries) != manifest.ledger_digest:
         found.append(Problem(layout.MANIFEST, f"ledger digest {manifest.ledger_digest}", ledger_digest(entries)))
     if deep:
         widths = {hook: width for one in passes.values() for hook, width in one.hook_points.items()}
-        whole = [one for key, one in receipts.items() if sizes.get(key) == one[1].size_bytes]
-        for problem in in_order(objects, lambda one: _of_bytes(objects, record, widths.get(one[0]), one[1]), whole):
+        whole = [one for key, one in receipts.items() if sizes.get(key) == one[0].objects[one[1]].size_bytes]
+        for problem in in_order(objects, lambda one: _of_bytes(objects, record, widths, *one), whole):
             found += [problem] if problem else []
     return found
 
@@ -91,26 +91,30 @@ def _tried(action: Callable[[], Result], key: str, found: list[Problem]) -> Resu
 def _of_arrays(
     objects: Objects, record: StoreRecord, pass_: str, pass_record: PassRecord, num_rows: int
 ) -> Iterator[Problem]:
-    """Zarr metadata that other programs rely on; the number of rows may be greater while a store grows."""
+    """Metadata that other programs rely on; the number of rows may be greater while a store grows."""
     for hook, width in pass_record.hook_points.items():
-        key = layout.array_key(hook)
+        key = layout.array_key(record, hook)
         failures: list[Problem] = []
-        facts = _tried(partial(layout.read_array, objects, hook), key, failures)
+        facts = _tried(partial(layout.read_array, objects, record, hook), key, failures)
         yield from failures
         if facts is None:
             if not failures:
                 yield Problem(key, "metadata of an array", "no object")
             continue
         rows = max(num_rows, facts["shape"][0])
-        expected = layout.array_metadata(record, hook, width, rows, pass_)
-        if facts != expected:
-            yield Problem(key, str(expected), str(facts))
+        for place, expected in layout.array_documents(record, hook, width, rows, pass_).items():
+            failures = []
+            got = _tried(partial(layout.read_document, objects, place), place, failures)
+            yield from failures
+            if got != expected and not failures:
+                yield Problem(place, str(expected), "no object" if got is None else str(got))
 
 
-def _of_entry(entry: LedgerEntry, pass_record: PassRecord) -> Iterator[Problem]:
+def _of_entry(entry: LedgerEntry, record: StoreRecord, pass_record: PassRecord) -> Iterator[Problem]:
     """The objects that an entry must name, under the keys that they must have."""
-    keys = {hook: layout.shard_key(hook, entry.unit) for hook in pass_record.hook_points}
-    keys[layout.TOKENS] = layout.tokens_key(entry.unit)
+    keys = {layout.TOKENS: layout.tokens_key(entry.unit)}
+    for hook in pass_record.hook_points:
+        keys |= layout.unit_keys(record, hook, entry.unit)
     got = {name: receipt.key for name, receipt in entry.objects.items()}
     if got != keys:
         yield Problem(layout.ledger_key(entry.pass_id, entry.unit), f"objects {keys}", str(got))
@@ -123,17 +127,16 @@ def _of_lengths(receipts: list[ObjectReceipt], sizes: dict[str, int]) -> Iterato
             yield Problem(receipt.key, f"{receipt.size_bytes} bytes", "no object" if got is None else f"{got} bytes")
 
 
-def _of_bytes(objects: Objects, record: StoreRecord, width: int | None, receipt: ObjectReceipt) -> Problem | None:
-    """``width`` of a shard, None of token rows."""
-    if width is None:
+def _of_bytes(
+    objects: Objects, record: StoreRecord, widths: dict[str, int], entry: LedgerEntry, name: str
+) -> Problem | None:
+    """Of one object that the entry names; ``widths``: hook point -> D."""
+    receipt = entry.objects[name]
+    hook = name.removeprefix(layout.scales_name(""))
+    if hook not in widths:
         got = crc32c_hex(objects.read(receipt.key))
-    else:
-        # The ledger's list of checksums says how many chunks there are, and a sound entry's own seal vouches for it.
-        num_rows = len(receipt.chunk_crc32c) * record.chunk_rows
-        found: list[Problem] = []
-        shard = open_shard(objects, receipt, layout.geometry(record, width), num_rows, set())
-        _tried(shard.check_all, receipt.key, found)
-        if found:
-            return found[0]
-        got = crc32c_of_chunks(receipt.chunk_crc32c)
-    return None if got == receipt.crc32c else Problem(receipt.key, f"CRC-32C {receipt.crc32c}", f"CRC-32C {got}")
+        return None if got == receipt.crc32c else Problem(receipt.key, f"CRC-32C {receipt.crc32c}", f"CRC-32C {got}")
+    unit = UnitObjects(objects, record, entry.pass_id, entry.unit, hook, widths[hook], entry.num_rows)
+    found: list[Problem] = []
+    _tried(partial(unit.check, entry.objects, name), receipt.key, found)
+    return found[0] if found else None

@@ -1,7 +1,7 @@
 """Stored words: what one activation is on disk, and its way to and from float32.
 
 bfloat16 has no numpy type, so its 16 bits are kept as uint16; float16 and float32 are stored as they are. All words
-are little-endian.
+are little-endian. Words of lossy dtypes mean something with their row's scale only: see ``pipeline.store.rounding``.
 """
 
 from __future__ import annotations
@@ -11,13 +11,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from schemas.fields import Dtype
+from schemas.fields import LOSSY, Dtype
 
 Words = npt.NDArray[Any]
-"""[T, D]: uint16 (bfloat16), float16 or float32, little-endian."""
+"""[T, D]: uint16 (bfloat16), float16, float32, int8 or uint8 (float8_e4m3), little-endian."""
 Floats = npt.NDArray[np.float32]
 
-_STORED: dict[Dtype, str] = {"bfloat16": "<u2", "float16": "<f2", "float32": "<f4"}
+_STORED: dict[Dtype, str] = {"bfloat16": "<u2", "float16": "<f2", "float32": "<f4", "int8": "i1", "float8_e4m3": "u1"}
 
 
 def stored_dtype(dtype: Dtype) -> np.dtype[Any]:
@@ -31,6 +31,7 @@ def to_words(values: Floats, dtype: Dtype) -> Words:
     bfloat16 is the upper half of a float32, so rounding is an addition to the 32 bits: 0x7fff plus the lowest bit
     that is kept. The carry runs into the exponent as IEEE 754 wants it.
     """
+    _require_lossless(dtype)
     if dtype == "float32":
         return np.ascontiguousarray(values, dtype="<f4")
     if dtype == "float16":
@@ -45,7 +46,13 @@ def to_words(values: Floats, dtype: Dtype) -> Words:
 
 
 def to_float32(words: Words, dtype: Dtype) -> Floats:
-    """Exact for every dtype; a new array unless the words are float32 already."""
+    """Exact for every lossless dtype; a new array unless the words are float32 already."""
+    _require_lossless(dtype)
     if dtype == "bfloat16":
         return (words.astype(np.uint32) << np.uint32(16)).view(np.float32)
     return words.astype(np.float32, copy=False)
+
+
+def _require_lossless(dtype: Dtype) -> None:
+    if dtype in LOSSY:
+        raise ValueError(f"words of {dtype} need the scale of their row: use pipeline.store.rounding")

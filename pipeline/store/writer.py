@@ -1,7 +1,7 @@
 """Writing a store: units of whole shards, each committed by one ledger entry.
 
 write_unit, in this order:
- 1. encode each hook point's shard and create its object (put-if-absent; objects are never replaced),
+ 1. encode each hook point's rows and create their objects (put-if-absent; objects are never replaced),
  2. create the object of the token rows, or find that another pass has,
  3. create the ledger entry. From here on the unit exists.
 
@@ -19,17 +19,19 @@ from dataclasses import dataclass
 import numpy as np
 
 from pipeline.store import layout
-from pipeline.store.checksums import crc32c_hex, crc32c_of_chunks
+from pipeline.store.checksums import crc32c_hex
 from pipeline.store.comoments import comoments_name, put_comoments
 from pipeline.store.joining import join
 from pipeline.store.ledger import Ledger, warn_if_different
 from pipeline.store.manifests import require_planned, write_manifest
 from pipeline.store.objects import Objects
+from pipeline.store.rounding import rounding_error
 from pipeline.store.rows import TokenRows
-from pipeline.store.shard import ShardReader, encode_shard, stored_chunk_crcs
 from pipeline.store.statistics import measure
+from pipeline.store.unit_objects import UnitObjects
 from pipeline.store.words import Words, stored_dtype
-from schemas.errors import CorruptionError, MismatchError
+from schemas.errors import MismatchError
+from schemas.fields import Dtype
 from schemas.store import HookStatistics, LedgerEntry, Manifest, ObjectReceipt, PassRecord, StoreRecord
 
 _log = logging.getLogger(__name__)
@@ -99,8 +101,9 @@ class StoreWriter:
     ) -> LedgerEntry:
         """Write one unit and commit it; the entry that counts, an earlier attempt's if there was one.
 
-        ``arrays``: hook point -> stored words [n, D] of exactly this pass's hook points; ``tokens``: the unit's n rows.
-        The caller keeps both. Bytes that differ from an earlier attempt's are logged (``store.unit_differs``).
+        ``arrays``: hook point -> stored words [n, D] of exactly this pass's hook points, or of a lossy store float32
+        values [n, D], which are rounded here; ``tokens``: the unit's n rows. The caller keeps both. Bytes that differ
+        from an earlier attempt's are logged (``store.unit_differs``).
 
         Raises:
             MismatchError: shapes, types or rows are not the unit's, or the store has other tokens for these rows.
@@ -115,14 +118,10 @@ class StoreWriter:
         receipts: dict[str, ObjectReceipt] = {}
         statistics: dict[str, HookStatistics] = {}
         for hook in sorted(arrays):
-            receipts[hook], words = self._put_shard(unit, hook, arrays[hook])
-            statistics[hook] = measure(
-                words, self.record.dtype, tokens=tokens, outlier_tokens=self.pass_record.outlier_tokens
-            )
+            made, words, dtype, statistics[hook] = self._put_rows(unit, hook, arrays[hook], tokens)
+            receipts |= made
             if self.pass_record.covariance:
-                receipts[comoments_name(hook)] = put_comoments(
-                    self.objects, unit, hook, words, self.record.dtype, statistics[hook]
-                )
+                receipts[comoments_name(hook)] = put_comoments(self.objects, unit, hook, words, dtype, statistics[hook])
         receipts[layout.TOKENS] = self._put_tokens(unit, tokens)
         entry = LedgerEntry(
             store_fingerprint=self.record.fingerprint,
@@ -148,7 +147,7 @@ class StoreWriter:
 
     def _require_unit(self, unit: int, arrays: Mapping[str, Words], tokens: TokenRows) -> None:
         start, stop = self.unit_rows(unit)
-        dtype = stored_dtype(self.record.dtype)
+        dtype = np.dtype("<f4") if self.record.lossy else stored_dtype(self.record.dtype)
         expected = {hook: ((stop - start, width), dtype) for hook, width in self.pass_record.hook_points.items()}
         got = {hook: (words.shape, words.dtype) for hook, words in arrays.items()}
         if got != expected:
@@ -159,40 +158,28 @@ class StoreWriter:
                 f"unit {unit} of {self.objects.url}: expected token rows [{start}, {stop}), got {found}"
             )
 
-    def _encode(self, words: Words) -> bytearray:
-        return encode_shard(words, self.record.chunk_rows, self.record.shard_rows, self.record.codec)
-
-    def _receipt(self, key: str, data: bytes | bytearray, words: Words) -> ObjectReceipt:
-        geometry = layout.geometry(self.record, words.shape[1])
-        crcs = stored_chunk_crcs(data, geometry, len(words))
-        return ObjectReceipt(key=key, size_bytes=len(data), crc32c=crc32c_of_chunks(crcs), chunk_crc32c=crcs)
+    def _of_unit(self, unit: int, hook: str) -> UnitObjects:
+        start, stop = self.unit_rows(unit)
+        width = self.pass_record.hook_points[hook]
+        return UnitObjects(self.objects, self.record, self.pass_id, unit, hook, width, stop - start)
 
     def _encoded(self, unit: int, arrays: Mapping[str, Words]) -> dict[str, ObjectReceipt]:
         """What this attempt would have written."""
-        return {
-            hook: self._receipt(layout.shard_key(hook, unit), self._encode(words), words)
-            for hook, words in arrays.items()
-        }
+        made = [self._of_unit(unit, hook).receipts_of(array) for hook, array in arrays.items()]
+        return {name: receipt for receipts in made for name, receipt in receipts.items()}
 
-    def _put_shard(self, unit: int, hook: str, words: Words) -> tuple[ObjectReceipt, Words]:
-        """Create the object; the receipt and the words of what is there then."""
-        key = layout.shard_key(hook, unit)
-        ours = self._encode(words)
-        if self.objects.create(key, ours):
-            return self._receipt(key, ours, words), words
-        theirs = self.objects.read(key)
-        if theirs == ours:
-            return self._receipt(key, ours, words), words
-        reader = ShardReader.over(theirs, layout.geometry(self.record, words.shape[1]), len(words), key=key)
-        try:
-            kept = reader.rows(0, len(words))
-        except CorruptionError as exc:
-            # No ledger names it and no reader can use it, so this one object may be replaced.
-            _log.warning("store.leftover_replaced store=%s key=%s reason=%s", self.objects.url, key, exc)
-            self.objects.write(key, ours)
-            return self._receipt(key, ours, words), words
-        _log.warning("store.leftover_differs store=%s key=%s: the bytes that are there stay", self.objects.url, key)
-        return self._receipt(key, theirs, words), kept
+    def _put_rows(
+        self, unit: int, hook: str, array: Words, tokens: TokenRows
+    ) -> tuple[dict[str, ObjectReceipt], Words, Dtype, HookStatistics]:
+        """Create the objects; receipts, rows and statistics of what is there then: readable words, or of a lossy store
+        the values that readers will see."""
+        receipts, rows = self._of_unit(unit, hook).put(array)
+        dtype: Dtype = "float32" if self.record.lossy else self.record.dtype
+        read: Words = rows.values(self.record.dtype) if self.record.lossy else rows.words
+        found = measure(read, dtype, tokens=tokens, outlier_tokens=self.pass_record.outlier_tokens)
+        if self.record.lossy:
+            found = found.model_copy(update={"rounding": rounding_error(array, read)})
+        return receipts, read, dtype, found
 
     def _put_tokens(self, unit: int, tokens: TokenRows) -> ObjectReceipt:
         """Create the object or find that an earlier attempt or pass has, whose rows must be the same."""

@@ -20,9 +20,11 @@ import numpy as np
 import pytest
 
 from pipeline.store.reader import Store
+from pipeline.store.rounding import quantise, row_scales
 from pipeline.store.rows import TokenRows
 from pipeline.store.words import to_words
 from pipeline.store.writer import StoreWriter
+from schemas.fields import LOSSY
 from schemas.fingerprint import fingerprint
 from schemas.store import Manifest, PassRecord, StoreRecord
 
@@ -36,6 +38,7 @@ class Sample:
     record: StoreRecord
     pass_record: PassRecord
     arrays: dict[str, Any]
+    """What is given to the writer: words, or the float32 values that a lossy store rounds."""
     tokens: TokenRows
 
     def open(self, url: str) -> StoreWriter:
@@ -57,12 +60,21 @@ class Sample:
     def require_equal(self, store: Store) -> None:
         """Every row of the store is the sample's."""
         assert store.tokens() == self.tokens
-        for hook, words in self.arrays.items():
+        for hook, words in self.expected.items():
             np.testing.assert_array_equal(store.read_rows(hook, 0, len(words)), words)
+
+    @property
+    def expected(self) -> dict[str, Any]:
+        """The words that the store then has."""
+        dtype = self.record.dtype
+        if not self.record.lossy:
+            return self.arrays
+        return {hook: quantise(values, row_scales(values, dtype), dtype) for hook, values in self.arrays.items()}
 
 
 def make_sample(
     *,
+    layout: str = "zarr",
     codec: str = "none",
     dtype: str = "bfloat16",
     num_rows: int = 75,
@@ -71,8 +83,13 @@ def make_sample(
     facts: dict[str, Any] | None = None,
     chunk_rows: int = 8,
     shard_rows: int = 32,
+    statistics: dict[str, Any] | None = None,
 ) -> Sample:
-    storage = {"dtype": dtype, "chunk_rows": chunk_rows, "shard_rows": shard_rows, "codec": codec}
+    lossy = dtype in LOSSY
+    storage = {
+        "layout": layout, "dtype": dtype, "lossy": lossy, "chunk_rows": chunk_rows, "shard_rows": shard_rows,
+        "codec": codec,
+    }  # fmt: skip
     identity = {"model": "tiny", "table": "t" * 64, "storage": storage, **(facts or {})}
     record = StoreRecord(
         fingerprint=fingerprint(identity), identity=identity, table_fingerprint="t" * 64, **storage,
@@ -80,13 +97,14 @@ def make_sample(
     )  # fmt: skip
     widths = WIDTHS if widths is None else widths
     rng = np.random.default_rng(7)
+    given = "float32" if lossy else dtype
     arrays = {
-        hook: to_words((rng.standard_normal((4096, width)) * 3 + 1).astype(np.float32)[:num_rows], dtype)
+        hook: to_words((rng.standard_normal((4096, width)) * 3 + 1).astype(np.float32)[:num_rows], given)
         for hook, width in widths.items()
     }
     row = np.arange(num_rows)
     tokens = TokenRows(row, row * 7 % 50, row // 20, row % 10, row // 20 % 3 == 1)
-    return Sample(record, PassRecord(hook_points=widths, batch_tokens=batch_tokens), arrays, tokens)
+    return Sample(record, PassRecord(hook_points=widths, batch_tokens=batch_tokens, **(statistics or {})), arrays, tokens)
 
 
 @pytest.fixture(scope="session")

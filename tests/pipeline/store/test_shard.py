@@ -15,6 +15,7 @@ from zarr.codecs import BloscCodec, Crc32cCodec
 
 from pipeline.store.layout import array_metadata
 from pipeline.store.shard import Geometry, ShardReader, encode_shard, stored_chunk_crcs
+from pipeline.store.sources import Source
 from pipeline.store.words import stored_dtype
 from schemas.errors import CorruptionError
 from schemas.fields import Codec
@@ -80,7 +81,7 @@ def test_a_sound_shard_in_anothers_place_is_noticed_by_the_ledgers_checksums() -
     geometry = Geometry(8, 32, 3, ours.dtype, "none")
     crcs = stored_chunk_crcs(encode_shard(ours, 8, 32, "none"), geometry, 20)
     other = np.frombuffer(encode_shard(theirs, 8, 32, "none"), dtype=np.uint8)
-    reader = ShardReader(lambda a, b: other[a:b], len(other), geometry, 20, key="k", chunk_crcs=crcs)
+    reader = ShardReader(Source.over(other, "k"), geometry, 20, chunk_crcs=crcs)
     with pytest.raises(CorruptionError, match="in the ledger"):
         reader.rows(0, 1)
 
