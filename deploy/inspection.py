@@ -27,7 +27,9 @@ def store_facts(url: str) -> dict[str, Any]:
         "num_rows": store.num_rows,
         "num_units": store.num_units,
         "size_bytes": store.manifest.size_bytes if store.manifest else 0,
+        "layout": record.layout,
         "dtype": record.dtype,
+        "lossy": record.lossy,
         "chunk_rows": record.chunk_rows,
         "shard_rows": record.shard_rows,
         "codec": record.codec,
@@ -40,6 +42,8 @@ def store_facts(url: str) -> dict[str, Any]:
 
 
 def _hook_facts(store: Any, name: str, width: int) -> dict[str, Any]:
+    from pipeline.store.rounding import relative_error
+
     statistics = store.statistics.get(name)
     if statistics is None:
         return {"d_model": width}
@@ -49,6 +53,7 @@ def _hook_facts(store: Any, name: str, width: int) -> dict[str, Any]:
         "mean_norm": statistics.norm_sum / max(statistics.count, 1),
         "num_nan": statistics.num_nan,
         "num_inf": statistics.num_inf,
+        **({"relative_error": relative_error(statistics.rounding)} if statistics.rounding else {}),
     }
 
 
@@ -60,7 +65,9 @@ def store_lines(facts: dict[str, Any]) -> list[str]:
         "state": "complete" if facts["is_complete"] else "partial: a collection is running or was stopped",
         "rows": f"{facts['num_rows']:,} in {facts['num_units']} units of {facts['shard_rows']:,}",
         "bytes": f"{facts['size_bytes']:,}",
-        "layout": f"{facts['dtype']}, chunks of {facts['chunk_rows']:,} rows, codec {facts['codec']}",
+        "layout": (
+            f"{facts['layout']}, {facts['dtype']}, chunks of {facts['chunk_rows']:,} rows, codec {facts['codec']}"
+        ),
         "model": f"{model.get('path', '?')} ({model.get('dtype', '?')})",
         "fingerprint": facts["fingerprint"],
         "token table": facts["table_fingerprint"],
@@ -68,9 +75,11 @@ def store_lines(facts: dict[str, Any]) -> list[str]:
     points = [
         {"hook point": name, "d_model": point["d_model"], "mean norm": f"{point.get('mean_norm', float('nan')):.3f}"}
         | {"NaN rows": point.get("num_nan", "?"), "Inf rows": point.get("num_inf", "?")}
+        | {"relative error": f"{point.get('relative_error', float('nan')):.2e}"}
         for name, point in facts["hook_points"].items()
     ]
-    return [*show.pairs(shown), "", *show.table(points, ("hook point", "d_model", "mean norm", "NaN rows", "Inf rows"))]
+    columns = ["hook point", "d_model", "mean norm", "NaN rows", "Inf rows"]
+    return [*show.pairs(shown), "", *show.table(points, [*columns, *(["relative error"] if facts["lossy"] else [])])]
 
 
 def store_problems(url: str, *, is_deep: bool) -> list[str]:

@@ -18,12 +18,13 @@ from typing import Any
 from pipeline.collection.plan import pending
 from pipeline.models.identity import model_identity
 from pipeline.store import layout
+from pipeline.store.log import Event, StoreLog, completion, opened_passes
 from pipeline.store.objects import Objects
 from pipeline.store.words import stored_dtype
 from pipeline.store.writer import StoreWriter
 from pipeline.tokens.table import TokenTable
 from schemas.collect import CollectSpec, StatisticsSpec
-from schemas.errors import MissingError, ResourceError
+from schemas.errors import MismatchError, MissingError, ResourceError
 from schemas.fields import about_bytes, format_bytes
 from schemas.fingerprint import fingerprint, require_equal
 from schemas.store import PassRecord, StoreRecord
@@ -32,8 +33,9 @@ SEMANTICS = 1
 """Version of what a stored row means. Raised when a change of this code changes the numbers of an equal spec."""
 
 _PACKAGES = ("headworks", "torch", "transformers", "zarr")
-# Below what Blosc with byte shuffle reached on any residual stream that was measured; only ever too low.
-_LEAST_SHARE = {"none": 1.0, "zstd": 0.6}
+# zstd: below what Blosc with byte shuffle reached on any residual stream that was measured. bf16: the half of each word
+# that is kept as it is. Only ever too low.
+_LEAST_SHARE = {"none": 1.0, "zstd": 0.6, "bf16": 0.5}
 
 
 @dataclass(frozen=True)
@@ -95,18 +97,40 @@ def table_url(spec: CollectSpec) -> str:
 def prepare(spec: CollectSpec, table: TokenTable) -> list[Pending]:
     """The passes of the job in the order in which they run, with what is missing of each.
 
+    A store's hook points have their rows in common: a job with more rows than the store shows collects them of every
+    hook point that it shows, and hook points that an earlier run of the job began are collected of as many rows as
+    another job has given the store meanwhile.
+
     Raises:
         MismatchError: the store at the output was made from other facts; names them.
     """
     record = store_record(spec, table)
     objects = Objects(spec.output)
-    found = _passes(objects, record)
+    events = _events(objects, record)
+    found, shown = opened_passes(events), completion(events)
     _require_same_batches(spec, found)
     held = {hook for one in found.values() for hook in one.hook_points}
     missing = tuple(hook for hook in spec.hook_points if hook not in held)
-    new = CollectPass(spec, record, table.url, missing, planned_rows(spec, table.num_rows))
-    passes = [_continued(new, one) for one in found.values() if {*one.hook_points} & {*spec.hook_points}]
+    begun = [pass_ for pass_, one in found.items() if {*one.hook_points} & {*spec.hook_points}]
+    num_rows = planned_rows(spec, table.num_rows)
+    if shown and num_rows < shown.num_rows and {*begun} - {*shown.passes}:
+        num_rows = _rows_of_others(spec, table, shown.num_rows)
+    if shown and num_rows > shown.num_rows:
+        begun += [pass_ for pass_ in shown.passes if pass_ not in begun]
+    new = CollectPass(spec, record, table.url, missing, num_rows)
+    passes = [_continued(new, found[pass_]) for pass_ in begun]
     return [*passes, Pending(new)] if missing else passes
+
+
+def _rows_of_others(spec: CollectSpec, table: TokenTable, num_rows: int) -> int:
+    """The store's rows, if the table as other jobs left it has them."""
+    written = TokenTable.open(table.url).num_rows
+    if written < num_rows:
+        raise MismatchError(
+            f"the store at {spec.output} has got {num_rows} rows meanwhile, the token table at {table.url} has "
+            f"{written}. Choose max_tokens={num_rows}: the rows that are there are kept."
+        )
+    return num_rows
 
 
 def planned_rows(spec: CollectSpec, table_rows: int) -> int:
@@ -132,7 +156,9 @@ def store_record(spec: CollectSpec, table: TokenTable) -> StoreRecord:
         fingerprint=fingerprint(identity),
         identity=identity,
         table_fingerprint=table.fingerprint,
+        layout=spec.storage.layout,
         dtype=spec.storage.dtype,
+        lossy=spec.storage.lossy,
         chunk_rows=spec.storage.chunk_rows,
         shard_rows=spec.storage.shard_rows,
         codec=spec.storage.codec,
@@ -152,7 +178,8 @@ def require_space(one: CollectPass, widths: Mapping[str, int], num_rows: int) ->
     objects = Objects(one.spec.output)
     if not objects.is_local:
         return
-    row_bytes = sum(widths[hook] for hook in one.hook_points) * stored_dtype(one.record.dtype).itemsize
+    scale_bytes = 4 * len(one.hook_points) if one.record.lossy else 0
+    row_bytes = sum(widths[hook] for hook in one.hook_points) * stored_dtype(one.record.dtype).itemsize + scale_bytes
     needed = int(num_rows * row_bytes * _LEAST_SHARE[one.record.codec])
     folder = next(path for path in (Path(objects.url), *Path(objects.url).parents) if path.exists())
     free = shutil.disk_usage(folder).free
@@ -164,19 +191,19 @@ def require_space(one: CollectPass, widths: Mapping[str, int], num_rows: int) ->
         )
 
 
-def _passes(objects: Objects, record: StoreRecord) -> dict[str, PassRecord]:
-    """Passes of the store at the output, none where there is no store yet. Raises MismatchError for another store."""
+def _events(objects: Objects, record: StoreRecord) -> list[Event]:
+    """The log of the store at the output, empty where there is none yet. Raises MismatchError for another store."""
     try:
         theirs = layout.read_record(objects)
     except MissingError:
-        return {}
+        return []
     require_equal(
         record.identity,
         theirs.identity,
         where=f"the store at {objects.url}",
         remedy="Choose another output, or the spec that made this store.",
     )
-    return layout.read_passes(objects)
+    return StoreLog(objects).read()
 
 
 def _require_same_batches(spec: CollectSpec, found: Mapping[str, PassRecord]) -> None:
@@ -193,7 +220,11 @@ def _require_same_batches(spec: CollectSpec, found: Mapping[str, PassRecord]) ->
 
 
 def _continued(new: CollectPass, record: PassRecord) -> Pending:
-    """The pass that an earlier job has begun, with all of its hook points: they are written together."""
-    one = replace(new, hook_points=tuple(record.hook_points))
+    """The pass that an earlier job has begun, with all of its hook points: they are written together, as they were."""
+    as_begun = {
+        "batch_tokens": record.batch_tokens,
+        "statistics": StatisticsSpec(covariance=record.covariance, outlier_tokens=record.outlier_tokens),
+    }
+    one = replace(new, spec=new.spec.model_copy(update=as_begun), hook_points=tuple(record.hook_points))
     committed = one.writer(record.hook_points).committed_units()
     return Pending(one, frozenset(committed), dict(record.hook_points))

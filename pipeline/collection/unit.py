@@ -33,6 +33,9 @@ _TORCH: dict[Dtype, torch.dtype] = {
     "bfloat16": torch.bfloat16,
     "float16": torch.float16,
     "float32": torch.float32,
+    # Lossy rows are rounded by the writer, which measures the loss against these values.
+    "int8": torch.float32,
+    "float8_e4m3": torch.float32,
 }
 
 
@@ -91,7 +94,8 @@ class UnitCollector:
         )
 
     def compute(self, unit: int) -> tuple[dict[str, Words], TokenRows]:
-        """Stored words [n, D] of each hook point and the token rows of a unit; nothing is written."""
+        """What the writer takes: words [n, D] of each hook point (of a lossy store, float32 values), and the token rows
+        of a unit; nothing is written."""
         start, stop = self.writer.unit_rows(unit)
         first, rows = self._covering_rows(start, stop)
         return self._run(rows, start - first, stop - first), rows.slice(start - first, stop - first)
@@ -103,7 +107,7 @@ class UnitCollector:
 
     @torch.no_grad()
     def _run(self, rows: TokenRows, start: int, stop: int) -> dict[str, Words]:
-        """Stored words [n, D] of rows [start, stop) of ``rows``, for each hook point."""
+        """Words [n, D] (of a lossy store, float32 values) of rows [start, stop) of ``rows``, for each hook point."""
         dtype = _TORCH[self.writer.record.dtype]
         kept = {hook: torch.empty((stop - start, D), dtype=dtype) for hook, D in self.forward.widths.items()}
         for batch in unit_batches(rows.position, self.writer.pass_record.batch_tokens):

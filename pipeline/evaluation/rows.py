@@ -18,7 +18,6 @@ from pipeline.evaluation.trained import Trained
 from pipeline.order.eligible import EligibleRows, scan
 from pipeline.order.feed import RowFeed
 from pipeline.store.reader import Store
-from pipeline.store.words import to_float32
 from schemas.evaluate import ReportSpec
 from schemas.train import RowOrder
 
@@ -109,6 +108,4 @@ def find_features(
 
 
 def _read(store: Store, trained: Trained, rows: npt.NDArray[np.int64]) -> dict[str, Tensor]:
-    return {
-        hook: torch.from_numpy(to_float32(store.gather(hook, rows), store.dtype)) for hook in trained.record.d_source
-    }
+    return {hook: torch.from_numpy(store.gather_values(hook, rows)) for hook in trained.record.d_source}

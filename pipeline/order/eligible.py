@@ -14,7 +14,6 @@ import numpy.typing as npt
 
 from pipeline.order.keys import Split
 from pipeline.store.statistics import median_norm
-from pipeline.store.words import to_float32
 from schemas.errors import DivergenceError
 from schemas.train import RowFilter
 
@@ -56,6 +55,12 @@ class EligibleRows:
     def rows_of(self, chunk: int) -> Ints:
         """The chunk's eligible row ids, ascending."""
         return np.flatnonzero(np.unpackbits(self._bits[chunk], count=self.chunk_rows)) + chunk * self.chunk_rows
+
+    def rows_of_all(self, chunks: Ints) -> tuple[Ints, Ints]:
+        """Eligible row ids of several chunks, chunk after chunk, and for each the place of its chunk in ``chunks``."""
+        mask = np.unpackbits(self._bits[chunks], axis=1, count=self.chunk_rows).view(np.bool_)
+        places, offsets = np.nonzero(mask)
+        return chunks[places] * self.chunk_rows + offsets, places
 
 
 def scan(store: Store, hook_points: Sequence[str], rows: RowFilter, split: Split) -> EligibleRows:
@@ -112,7 +117,7 @@ def _norm_limit(store: Store, hook: str, rows: RowFilter) -> float | None:
 def _exclude_by_norm(store: Store, limits: dict[str, float], start: int, mask: Mask, rows: RowFilter) -> None:
     """Clear, in place, the rows of one chunk whose norm is beyond the limit of any hook point."""
     for hook, limit in limits.items():
-        acts_TD = to_float32(store.read_rows(hook, start, start + len(mask)), store.dtype)
+        acts_TD = store.read_values(hook, start, start + len(mask))
         # float64: the square of a finite float32 may be infinite.
         norms_T = np.sqrt(np.einsum("td,td->t", acts_TD, acts_TD, dtype=np.float64))
         if rows.max_norm_multiple > 0:

@@ -12,6 +12,7 @@ the number 1: it reads back as not finite in every channel, never as numbers tha
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 import ml_dtypes
@@ -83,6 +84,11 @@ def rounding_error(values: Floats, stored: Floats) -> Rounding:
         error += float(np.einsum("td,td->", difference, difference))
         norm += float(np.einsum("td,td->", block, block))
     return Rounding(square_error_sum=error, square_norm_sum=norm)
+
+
+def relative_error(rounding: Rounding) -> float:
+    """Norm of all that rounding changed over the norm of all values; 0 of rows that are all zero, and of no rows."""
+    return math.sqrt(rounding.square_error_sum / rounding.square_norm_sum) if rounding.square_norm_sum else 0.0
 
 
 def _blocks(num_rows: int) -> Iterator[slice]:
