@@ -130,6 +130,19 @@ class PassRecord(Spec):
     """Rows of greatest norm that the statistics name for each hook point."""
 
 
+class Shuffled(Spec):
+    """Where the rows of a shuffled store come from."""
+
+    store_fingerprint: str
+    """Identity of the store that was shuffled."""
+    store_url: str
+    """Where it was; a hint."""
+    table_fingerprint: str
+    """Its token table: ``source_row`` of the token rows is a row of that."""
+    seed: NonNegativeInt
+    """Seed of the order."""
+
+
 class StoreRecord(Spec):
     """Attributes ``headworks`` of the root group's ``zarr.json``."""
 
@@ -161,6 +174,8 @@ class StoreRecord(Spec):
     """The job spec that made the store, to recompute any unit."""
     versions: dict[str, str]
     """Versions of headworks, torch, transformers, zarr."""
+    shuffled: Shuffled | None = None
+    """None where the rows are in the order of a token table: contexts are whole, neighbours belong together."""
 
 
 class Manifest(Spec):
@@ -191,7 +206,8 @@ class Manifest(Spec):
 
 
 class PassOpened(Spec):
-    """An event of the store's log: a job collects these hook points over so many rows. The first to name one owns it."""
+    """An event of the store's log: a job collects these hook points over so many rows. The first to name one owns
+    it."""
 
     event: Literal["pass_opened"] = "pass_opened"
     """Discriminator."""
