@@ -31,6 +31,7 @@ DURATION_S = 600.0
 """Ten renewals may fail before anybody takes the job for dead."""
 _RENEWALS = 10
 _WAIT_S = 1.0
+_TRIES = 5
 
 _log = logging.getLogger(__name__)
 
@@ -50,7 +51,7 @@ def held(objects: Objects, name: str, *, is_exclusive: bool = False, duration_s:
     """
     lease = _new(name, is_exclusive=is_exclusive, duration_s=duration_s)
     key = lease_key(lease.job)
-    objects.write(key, to_bytes(sealed(lease)))
+    _put(objects, lease)
     ended = threading.Event()
     renewal = threading.Thread(target=_renew, args=(objects, lease, ended), name=f"lease-{lease.job}", daemon=True)
     renewal.start()
@@ -66,6 +67,7 @@ def held(objects: Objects, name: str, *, is_exclusive: bool = False, duration_s:
         with suppress(HeadworksError, OSError):
             # Left where the storage does not answer: it ends by itself.
             objects.delete(key)
+            _remove_empty_folders(objects)
 
 
 def live_leases(objects: Objects, *, asking: Lease | None = None) -> list[Lease]:
@@ -93,20 +95,43 @@ def described(lease: Lease) -> str:
     return f"{lease.job} of {lease.owner}, since {since}"
 
 
-def _new(name: str, *, is_exclusive: bool, duration_s: float) -> Lease:
+def this_process() -> str:
+    """USER@HOST and process number: who asks, for people."""
     try:
         user = getpass.getuser()
     except (KeyError, OSError):
         user = f"user {os.getuid()}"  # containers run as numbers without names
+    return f"{user}@{socket.gethostname()}, process {os.getpid()}"
+
+
+def _new(name: str, *, is_exclusive: bool, duration_s: float) -> Lease:
     now_s = time.time()
     return Lease(
         job=f"{name}-{secrets.token_hex(6)}",
-        owner=f"{user}@{socket.gethostname()}, process {os.getpid()}",
+        owner=this_process(),
         is_exclusive=is_exclusive,
         started=now_s,
         expires=now_s + duration_s,
         duration_s=duration_s,
     )
+
+
+def _put(objects: Objects, lease: Lease) -> None:
+    """Once more where the end of another job's lease has just removed the folder under this one's hands."""
+    for last in range(_TRIES):
+        try:
+            objects.write(lease_key(lease.job), to_bytes(sealed(lease)))
+            break
+        except MissingError:
+            if last == _TRIES - 1:
+                raise
+
+
+def _remove_empty_folders(objects: Objects) -> None:
+    """A job that was refused leaves no trace on a disk; one that wrote anything leaves a folder that is not empty."""
+    if (folder := objects.local_path(FOLDER.rstrip("/"))) is not None:
+        folder.rmdir()
+        folder.parent.rmdir()
 
 
 def _renew(objects: Objects, lease: Lease, ended: threading.Event) -> None:

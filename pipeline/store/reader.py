@@ -27,8 +27,9 @@ from pipeline.store.objects import Objects
 from pipeline.store.rounding import Scales
 from pipeline.store.rows import TokenRows
 from pipeline.store.statistics import mean_norm, merge_all
+from pipeline.store.survey import Problem
 from pipeline.store.unit_objects import StoredRows, UnitObjects, UnitRows
-from pipeline.store.verification import Problem, problems
+from pipeline.store.verification import inspect
 from pipeline.store.words import Floats, Words, stored_dtype
 from schemas.errors import CorruptionError, HookPointError, IncompleteError, MissingError, SpecError, nearest
 from schemas.fields import Dtype, about_bytes
@@ -224,7 +225,7 @@ class Store:
 
     def verify(self, deep: bool) -> list[Problem]:
         """What is wrong with the store; nothing is raised. ``deep``: check every byte, not only every length."""
-        return problems(self.objects, self.record, self.passes, self.manifest, self.num_rows, deep=deep)
+        return inspect(self.objects, is_deep=deep).problems
 
     def entry(self, pass_id: str, unit: int) -> LedgerEntry:
         """The ledger's entry of a unit. Raises IncompleteError, CorruptionError."""

@@ -55,8 +55,8 @@ class Source:
         return crc32c_of_pieces(self.read_exactly(start, stop, "the object") for start, stop in spans)
 
 
-def open_source(objects: Objects, receipt: ObjectReceipt) -> Source:
-    """The object that the receipt names, its length compared.
+def open_source(objects: Objects, receipt: ObjectReceipt, *, is_mapped: bool = True) -> Source:
+    """The object that the receipt names, its length compared; ``is_mapped``: as memory, if it is a file.
 
     Raises:
         CorruptionError: the object is not there or of another length.
@@ -69,7 +69,7 @@ def open_source(objects: Objects, receipt: ObjectReceipt) -> Source:
     if size_bytes != receipt.size_bytes:
         raise CorruptionError(f"{where}: expected {receipt.size_bytes} bytes, got {size_bytes}")
     path = objects.local_path(receipt.key)
-    if path is not None:
+    if path is not None and is_mapped:
         whole = _mapped(path)
         return Source(where, size_bytes, lambda start, stop: whole[start:stop], whole)
 

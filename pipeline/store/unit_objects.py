@@ -110,17 +110,21 @@ class UnitObjects:
         crcs = receipts[name].chunk_crc32c
         return UnitRows(words, ShardReader(sources[name], geometry, self.num_rows, chunk_crcs=crcs))
 
-    def _source(self, receipts: Mapping[str, ObjectReceipt], name: str) -> Source:
+    def _source(
+        self, receipts: Mapping[str, ObjectReceipt], name: str, opened: Callable[..., Source] = open_source
+    ) -> Source:
         receipt, key = receipts.get(name), self.keys[name]
         if receipt is None or receipt.key != key:
             raise CorruptionError(
                 f"{self.objects.url}: expected {key} in the ledger's entry of unit {self.unit}, got {receipt}"
             )
-        return open_source(self.objects, receipt)
+        return opened(self.objects, receipt)
 
-    def check(self, receipts: Mapping[str, ObjectReceipt], name: str) -> None:
-        """Check every byte of one of the objects against its receipt. Raises CorruptionError."""
-        source, receipt = self._source(receipts, name), receipts[name]
+    def check(
+        self, receipts: Mapping[str, ObjectReceipt], name: str, opened: Callable[..., Source] = open_source
+    ) -> None:
+        """Check every byte of one of the objects against its receipt; ``opened`` reads it. Raises CorruptionError."""
+        source, receipt = self._source(receipts, name, opened), receipts[name]
         if self.record.layout == "arrow":
             self._arrow(source, receipt, set()).check_all()
             return

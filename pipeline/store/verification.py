@@ -130,8 +130,8 @@ def _of_digest(survey: Survey, entries: list[LedgerEntry]) -> Iterator[Problem]:
 
 
 def _of_bytes(survey: Survey, named: list[_Named], progress: Progress) -> Iterator[Problem]:
-    """Objects are read side by side, each by ranged reads: a bad disk is then an error of one object, where a memory map
-    would kill the process."""
+    """Objects are read side by side, each by ranged reads: a bad sector is then an error of one object, where touching
+    a memory map of it would kill the process."""
     total = sum(one.receipt.size_bytes for one in named)
     counted = _Counter()
     workers = min(4, os.cpu_count() or 1) if survey.objects.is_local else REQUESTS_AT_ONCE
