@@ -31,8 +31,9 @@ class Axis:
 
 def linear_axis(low: float, high: float, *, num_ticks: int = 5) -> Axis:
     """Ticks at 1, 2 or 5 times a power of ten, the range widened to whole ticks."""
-    if high <= low:
-        high = low + (abs(low) or 1.0)
+    if high - low < 1e-200:
+        # Next to nothing is as good as nothing: powers of ten end at 1e-308.
+        high = low + (abs(low) if abs(low) > 1e-200 else 1.0)
     raw = (high - low) / num_ticks
     power = 10.0 ** math.floor(math.log10(raw))
     step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= raw * 0.999)

@@ -3,7 +3,7 @@ from __future__ import annotations
 import math
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from pipeline.report.scales import Axis, linear_axis, log_axis, short_number
@@ -12,13 +12,14 @@ FINITE = st.floats(-1e9, 1e9, allow_nan=False)
 
 
 @given(FINITE, FINITE)
+@example(0.0, -5e-324)
 def test_linear_ticks_cover_the_range_and_are_few(one: float, other: float) -> None:
     low, high = sorted((one, other))
     if high - low < 1e-6 * max(abs(low), abs(high), 1e-3):
         high = low
     axis = linear_axis(low, high)
-    assert axis.low <= low + 1e-6 * max(high - low, abs(low))
-    assert axis.high >= high - 1e-6 * max(high - low, abs(high))
+    assert axis.low <= low + 1e-6 * max(high - low, abs(low), 1e-194)
+    assert axis.high >= high - 1e-6 * max(high - low, abs(high), 1e-194)
     assert 2 <= len(axis.ticks) <= 8
     assert list(axis.ticks) == sorted(set(axis.ticks))
 
