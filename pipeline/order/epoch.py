@@ -94,10 +94,9 @@ class EpochOrder:
         same order after an upgrade.
         """
         chunks = self._chunks[self._cuts[index] : self._cuts[index + 1]]
-        rows = np.concatenate([self._eligible.rows_of(int(chunk)) for chunk in chunks])
-        places = np.repeat(np.arange(len(chunks)), self._eligible.counts[chunks])
+        rows, places = self._eligible.rows_of_all(chunks)
         bits = np.random.Philox(key=self._key.derive("rows", epoch=self.epoch, window=index))
-        shuffle = np.argsort(bits.random_raw(len(rows)), kind="stable")
+        shuffle = _stable_order(bits.random_raw(len(rows)))
         return Window(chunks, rows[shuffle], places[shuffle], int(self._starts[index]))
 
     def windows_of(self, batch: int) -> Iterator[tuple[Window, slice]]:
@@ -115,3 +114,16 @@ class EpochOrder:
         """Row ids of a global batch that ``rank`` reads, in order; possibly none."""
         parts = ((window.rows[part], window.places[part]) for window, part in self.windows_of(batch))
         return np.concatenate([rows[places % world_size == rank] for rows, places in parts])
+
+
+def _stable_order(words: npt.NDArray[np.uint64]) -> Ints:
+    """``argsort(words, kind="stable")``, several times as fast: the index takes the place of the lowest bits, and
+    sorting words is faster than sorting indices. Where the bits that are left are not all different, which random words
+    hardly ever are, the slow way decides."""
+    low = np.uint64((1 << max(len(words) - 1, 0).bit_length()) - 1)
+    packed = (words & ~low) | np.arange(len(words), dtype=np.uint64)
+    packed.sort()
+    high = packed & ~low
+    if (high[1:] == high[:-1]).any():
+        return np.argsort(words, kind="stable")
+    return (packed & low).astype(np.int64)

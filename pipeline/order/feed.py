@@ -7,37 +7,33 @@ windows of this rank's rows for each hook point, plus one batch.
 from __future__ import annotations
 
 import math
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from torch import Tensor
 
-from pipeline.order.eligible import scan
-from pipeline.order.epoch import EpochOrder, Window
-from pipeline.order.keys import OrderKey, Split
-from pipeline.order.quality import ShuffleQuality, shuffle_quality
-from pipeline.order.window import Buffers, LoadedWindow, Prefetch, allocate, load_window
+from pipeline.order.batches import EVERY, START, BatchReader, FeedState, Turn, WordBatch
+from pipeline.order.epoch import EpochOrder
+from pipeline.order.keys import Split
+from pipeline.order.quality import ShuffleQuality
+from pipeline.order.window import Buffers, row_dtype
 from pipeline.store.statistics import mean_norm
-from schemas.errors import DivergenceError, HookPointError, SpecError, nearest
+from schemas.errors import DivergenceError
 from schemas.train import RowFilter, RowOrder
 
 if TYPE_CHECKING:
-    from threading import Event
-
     from pipeline.store.reader import Store
 
 Ints = npt.NDArray[np.int64]
 
+__all__ = ["FeedBatch", "FeedState", "RowFeed", "scales"]
 
-@dataclass(frozen=True)
-class FeedState:
-    """Where a feed goes on: the next global batch. Means the same on any rank of any world size."""
-
-    epoch: int = 0
-    batch: int = 0
+_TORCH_DTYPES = {"u2": torch.bfloat16, "f2": torch.float16, "f4": torch.float32}
 
 
 @dataclass(frozen=True)
@@ -58,7 +54,8 @@ class FeedBatch:
     global_rows: int
     """Rows of the global batch, over all ranks: what a mean over the batch divides by."""
     activations: dict[str, Tensor]
-    """hook point -> [b, D] in the stored dtype, unscaled, row-aligned with ``rows`` and with each other."""
+    """hook point -> [b, D] in the stored dtype (lossy dtypes: float32 values), unscaled, row-aligned with ``rows`` and
+    with each other."""
 
 
 class RowFeed:
@@ -77,155 +74,93 @@ class RowFeed:
         split: Split = "train",
         pin_memory: bool = False,
     ) -> None:
-        """Scans the store's tokens once; see ``pipeline.order.eligible`` for what that costs.
+        """Scans the store's tokens once; see ``pipeline.order.eligible`` for what that costs. ``pin_memory``: batches
+        lie in page-locked memory, from which a GPU copies without waiting.
 
         Raises:
             HookPointError: the store has no such hook point.
             SpecError: no row is left, or the rank is not one of the world.
             DivergenceError: an eligible row is not finite.
         """
-        for hook in hook_points:
-            if hook not in store.hook_points:
-                known = ", ".join(sorted(store.hook_points))
-                raise HookPointError(
-                    f"{store.url} has no hook point {hook!r}{nearest(hook, store.hook_points)} It has: {known}."
-                )
-        if not 0 <= rank < world_size or batch_rows < 1:
-            raise SpecError(
-                f"a feed needs 0 <= rank < world_size and batch_rows >= 1; got rank {rank}, "
-                f"world_size {world_size}, batch_rows {batch_rows}"
-            )
+        self._reader = BatchReader(
+            store,
+            hook_points,
+            rows=rows,
+            order=order,
+            batch_rows=batch_rows,
+            rank=rank,
+            world_size=world_size,
+            split=split,
+        )
+        self._pin_memory = pin_memory
         self.store = store
-        self.hook_points = list(dict.fromkeys(hook_points))
+        self.hook_points = self._reader.hook_points
         self.batch_rows = batch_rows
         self.rank = rank
         self.world_size = world_size
-        self.key = OrderKey(store.fingerprint, rows, split, order)
-        self.eligible = scan(store, self.hook_points, rows, split)
-        self._pin_memory = pin_memory
-        if not self.eligible.num_rows:
-            raise SpecError(
-                f"no row of {store.url} is left to read: of {store.num_rows} rows, split {split!r} with the filter "
-                f"{rows.model_dump()} leaves none. Collect more tokens, or filter less."
-            )
+        self.key = self._reader.key
+        self.eligible = self._reader.eligible
 
     @property
     def rows_per_epoch(self) -> int:
         """Eligible rows, over all ranks."""
-        return self.eligible.num_rows
+        return self._reader.rows_per_epoch
 
     @property
     def batches_per_epoch(self) -> int:
         """Global batches, the last of them possibly short."""
-        return -(-self.rows_per_epoch // self.batch_rows)
+        return self._reader.batches_per_epoch
 
     @property
     def identity(self) -> dict[str, Any]:
         """Facts that give a ``FeedState`` its meaning; a checkpoint keeps them and a resumed run compares them."""
-        return {
-            **self.key.facts(),
-            "store_rows": self.store.num_rows,
-            "rows_per_epoch": self.rows_per_epoch,
-            "batch_rows": self.batch_rows,
-        }
+        return self._reader.identity
 
     def epoch(self, epoch: int) -> EpochOrder:
         """The order of an epoch."""
-        return EpochOrder(self.eligible, self.key, epoch, batch_rows=self.batch_rows)
+        return self._reader.epoch(epoch)
 
-    def iterate(self, start: FeedState = FeedState()) -> Generator[FeedBatch, None, None]:
+    def shuffle_quality(self, state: FeedState = START) -> ShuffleQuality:
+        """Measure one global batch. Reads the tokens of its chunks: for a log line now and then, not for every step."""
+        return self._reader.shuffle_quality(state)
+
+    def iterate(self, start: FeedState = START, turn: Turn = EVERY) -> Generator[FeedBatch, None, None]:
         """Batches from ``start`` on, without end. Every rank gets the same number of them.
 
-        The thread that reads ahead lives as long as the iterator: close it, or let it go.
+        The threads that read ahead live as long as the iterator: close it, or let it go. ``turn``: only every
+        so-many-th batch, for one of several readers that share the rank's batches.
 
         Raises:
             SpecError: ``start`` is not a state of this feed.
             DataError: while iterating, what the store raises when its bytes are not what they should be.
         """
-        if start.epoch < 0 or not 0 <= start.batch < self.batches_per_epoch:
-            raise SpecError(
-                f"{start} is no state of a feed with {self.batches_per_epoch} batches an epoch: "
-                "the checkpoint belongs to another store, filter or batch size"
-            )
-        return self._batches(start)
+        first, second, joined = (self._allocate(rows) for rows in self._reader.buffer_rows)
+        words = self._reader.read(start, (_words_of(first), _words_of(second), _words_of(joined)), turn)
+        return self._batches(words, (first, second, joined))
 
-    def _batches(self, state: FeedState) -> Generator[FeedBatch, None, None]:
-        size = self._rows_of_a_window()
-        first, second, joined = (self._buffers(rows) for rows in (size, size, self.batch_rows))
-        with Prefetch(self._windows(state), self._load, (first, second)) as windows:
-            window = windows.advance()
-            while True:
-                start = state.batch * self.batch_rows
-                stop = min(start + self.batch_rows, self.rows_per_epoch)
-                after = FeedState(state.epoch, state.batch + 1)
-                if stop == self.rows_per_epoch:
-                    after = FeedState(state.epoch + 1, 0)
-                if window.epoch != state.epoch or window.stop <= start:
-                    window = windows.advance()
-                if stop <= window.stop:
-                    part = window.slice(start, stop)
-                    rows, activations = window.rows[part].copy(), _cut(window.activations, part)
-                else:
-                    window, rows, activations = _join(windows, window, joined, start, stop)
-                yield FeedBatch(state.epoch, state.batch, after, rows, stop - start, activations)
-                state = after
+    def _batches(
+        self, batches: Generator[WordBatch, None, None], tensors: Sequence[dict[str, Tensor]]
+    ) -> Generator[FeedBatch, None, None]:
+        with closing(batches):
+            for one in batches:
+                activations = {hook: tensor[one.part] for hook, tensor in tensors[one.buffer].items()}
+                yield FeedBatch(one.epoch, one.batch, one.state_after, one.rows, one.global_rows, activations)
 
-    def _windows(self, state: FeedState) -> Iterator[tuple[int, Window]]:
-        """``(epoch, window)`` from the one that holds the state's first row, without end."""
-        epoch, order = state.epoch, self.epoch(state.epoch)
-        index = order.window_at(order.span(state.batch)[0])
-        while True:
-            for at in range(index, order.num_windows):
-                yield epoch, order.window(at)
-            epoch, index = epoch + 1, 0
-            order = self.epoch(epoch)
-
-    def _load(self, epoch: int, window: Window, buffers: Buffers, stop: Event) -> LoadedWindow:
-        return load_window(
-            self.store, window, buffers, epoch=epoch, rank=self.rank, world_size=self.world_size, stop=stop
-        )
-
-    def _buffers(self, num_rows: int) -> Buffers:
-        return allocate(self.store, self.hook_points, num_rows, pin_memory=self._pin_memory)
-
-    def _rows_of_a_window(self) -> int:
-        """Most rows that this rank can own in a window of any epoch."""
-        filled = np.count_nonzero(self.eligible.counts)
-        longest = min(self.key.order.window_chunks, int(filled))
-        return -(-longest // self.world_size) * int(self.eligible.counts.max())
-
-    def shuffle_quality(self, state: FeedState = FeedState()) -> ShuffleQuality:
-        """Measure one global batch. Reads the tokens of its chunks: for a log line now and then, not for every step."""
-        rows = self.epoch(state.epoch).batch(state.batch)
-        contexts = np.empty_like(rows)
-        chunks = rows // self.store.record.chunk_rows
-        for chunk in np.unique(chunks).tolist():
-            inside = chunks == chunk
-            first, last = int(rows[inside].min()), int(rows[inside].max()) + 1
-            tokens = self.store.tokens(first, last)
-            contexts[inside] = (tokens.row - tokens.position)[rows[inside] - first]
-        return shuffle_quality(contexts, self.eligible.same_context_rate)
+    def _allocate(self, num_rows: int) -> dict[str, Tensor]:
+        """hook point -> uninitialised [num_rows, D]."""
+        dtype = _TORCH_DTYPES[row_dtype(self.store).str[1:]]
+        return {
+            hook: torch.empty((num_rows, self.store.hook_points[hook]), dtype=dtype, pin_memory=self._pin_memory)
+            for hook in self.hook_points
+        }
 
 
-def _cut(activations: dict[str, Tensor], part: slice) -> dict[str, Tensor]:
-    return {hook: tensor[part] for hook, tensor in activations.items()}
-
-
-def _join(
-    windows: Prefetch, window: LoadedWindow, joined: Buffers, start: int, stop: int
-) -> tuple[LoadedWindow, Ints, dict[str, Tensor]]:
-    """A batch that lies in several windows, copied together into ``joined``; and the last of those windows."""
-    rows: list[Ints] = []
-    filled = 0
-    while True:
-        part = window.slice(start, stop)
-        rows.append(window.rows[part])
-        for hook, tensor in window.activations.items():
-            joined[hook][filled : filled + len(rows[-1])].copy_(tensor[part])
-        filled += len(rows[-1])
-        if stop <= window.stop:
-            return window, np.concatenate(rows), {hook: buffer[:filled] for hook, buffer in joined.items()}
-        window = windows.advance()
+def _words_of(tensors: dict[str, Tensor]) -> Buffers:
+    """The tensors' memory as numpy sees stored words: bfloat16 as uint16, other types as themselves. No copy."""
+    return {
+        hook: tensor.view(torch.uint16).numpy() if tensor.dtype is torch.bfloat16 else tensor.numpy()
+        for hook, tensor in tensors.items()
+    }
 
 
 def scales(store: Store, hook_points: Sequence[str], normalise: Literal["mean_norm", "none"]) -> dict[str, float]:

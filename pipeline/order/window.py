@@ -1,13 +1,17 @@
-"""Windows of activations in memory, and the thread that reads the next one ahead.
+"""Windows of activations in memory, and the threads that read the next one ahead.
 
-1. A window is read chunk by chunk; each eligible row is written where the shuffle wants it (one copy).
+1. A window is read chunk by chunk, by a few threads; each row is written where the shuffle wants it (one copy).
 2. A batch that lies within a window is then a slice of it: no further copy.
-3. While the consumer works on one window, one thread fills the other of exactly two sets of buffers.
+3. While the consumer works on one window, the other of exactly two sets of buffers is filled, and the order of the
+   window after that is worked out.
+
+Everything here is numpy: ``pipeline.order.feed`` puts torch around it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+import os
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from threading import Event
@@ -16,25 +20,34 @@ from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import numpy.typing as npt
-import torch
-from torch import Tensor
 
 from pipeline.order.epoch import Window
-from pipeline.store.ledger import in_order
+from pipeline.order.placing import Slots, place_rows
+from pipeline.store.ledger import REQUESTS_AT_ONCE
+from pipeline.store.words import Words, stored_dtype
+from schemas.fields import LOSSY
 
 if TYPE_CHECKING:
     from pipeline.store.reader import Store
 
 Ints = npt.NDArray[np.int64]
-Buffers = Mapping[str, Tensor]
-"""hook point -> [rows, D] in the stored dtype."""
+Mask = npt.NDArray[np.bool_]
+Buffers = Mapping[str, Words]
+"""hook point -> [rows, D] of ``row_dtype``."""
 
-TORCH_DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
+MAX_DECODERS = 8
+"""Threads that read a local store; a few of them use up the memory's bandwidth."""
+_TASKS_PER_THREAD = 4
+
+
+def row_dtype(store: Store) -> np.dtype[Any]:
+    """What a feed's rows are made of: the stored words, or float32 values where words need a scale to mean anything."""
+    return np.dtype(np.float32) if store.dtype in LOSSY else stored_dtype(store.dtype)
 
 
 @dataclass(frozen=True)
-class LoadedWindow:
-    """One rank's rows of a window. The activations are views of a buffer that a later window overwrites."""
+class PlannedWindow:
+    """What one reader reads of a window, and where it puts it."""
 
     epoch: int
     start: int
@@ -42,79 +55,104 @@ class LoadedWindow:
     stop: int
     """Position in the epoch behind the window's last row, over all ranks."""
     positions: Ints
-    """Position in the epoch of each of this rank's rows, ascending, [n]."""
+    """Position in the epoch of each of this reader's rows, ascending, [n]."""
     rows: Ints
     """Row ids in the same order, [n]."""
-    activations: dict[str, Tensor]
-    """hook point -> [n, D]."""
+    chunks: Ints
+    """The chunks that hold them, [C]."""
+    slots: Slots
+    """For each row of each of these chunks its place among the n, [C, chunk_rows]; -1: not this reader's."""
 
     def slice(self, start: int, stop: int) -> slice:
-        """This rank's rows between two positions of the epoch."""
+        """This reader's rows between two positions of the epoch."""
         first, last = np.searchsorted(self.positions, [start, stop])
         return slice(int(first), int(last))
 
 
-def allocate(store: Store, hook_points: list[str], num_rows: int, *, pin_memory: bool) -> Buffers:
-    """Uninitialised buffers of ``num_rows`` rows for each hook point."""
-    dtype = TORCH_DTYPES[store.dtype]
-    return {
-        hook: torch.empty((num_rows, store.hook_points[hook]), dtype=dtype, pin_memory=pin_memory)
-        for hook in hook_points
-    }
+def plan_window(epoch: int, window: Window, mine: Mask | None, chunk_rows: int) -> PlannedWindow:
+    """``mine`` marks the reader's rows among the window's, [window rows]; None: all of them."""
+    if mine is None:
+        positions, rows, places = np.arange(window.start, window.stop), window.rows, window.places
+    else:
+        kept = np.flatnonzero(mine)
+        positions, rows, places = kept + window.start, window.rows[kept], window.places[kept]
+    slots = np.full((len(window.chunks), chunk_rows), -1, dtype=np.int32)
+    slots[places, rows % chunk_rows] = np.arange(len(rows), dtype=np.int32)
+    chunks = window.chunks
+    if mine is not None:
+        touched = np.flatnonzero((slots >= 0).any(axis=1))
+        chunks, slots = chunks[touched], slots[touched]
+    return PlannedWindow(epoch, window.start, window.stop, positions, rows, chunks, slots)
 
 
-def as_words(tensor: Tensor) -> npt.NDArray[Any]:
-    """The tensor's memory as numpy sees stored words: bfloat16 as uint16, other types as themselves. No copy."""
-    if tensor.dtype is torch.bfloat16:
-        return tensor.view(torch.int16).numpy().view(np.uint16)
-    array: npt.NDArray[Any] = tensor.numpy()
-    return array
+@dataclass(frozen=True)
+class LoadedWindow:
+    """A window whose rows lie in a set of buffers, which a later window overwrites."""
+
+    plan: PlannedWindow
+    buffer: int
+    """Which set of buffers has the rows, from its first row on."""
 
 
-def load_window(
-    store: Store, window: Window, buffers: Buffers, *, epoch: int, rank: int, world_size: int, stop: Event
-) -> LoadedWindow:
-    """Fill ``buffers`` with the rows that ``rank`` owns, in the window's order.
+def num_decoders(store: Store) -> int:
+    """Threads that read chunks at a time: requests under way to a remote store, cores for a local one."""
+    if not store.objects.is_local:
+        return REQUESTS_AT_ONCE
+    return min(MAX_DECODERS, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+
+
+def load_window(store: Store, plan: PlannedWindow, buffers: Buffers, decoders: ThreadPoolExecutor, stop: Event) -> None:
+    """Fill ``buffers`` with the rows of the plan, in its order.
 
     Returns early, with rows missing, once ``stop`` is set: nobody looks at that window any more.
     """
-    mine = np.flatnonzero(window.places % world_size == rank)
-    rows, places = window.rows[mine], window.places[mine]
-    activations = {hook: buffer[: len(mine)] for hook, buffer in buffers.items()}
-    words = {hook: as_words(tensor) for hook, tensor in activations.items()}
-    by_place = np.argsort(places, kind="stable")
-    cuts = np.flatnonzero(np.diff(places[by_place])) + 1
-    chunks = np.split(by_place, cuts) if len(by_place) else []
+    size = store.record.chunk_rows
 
-    def fill(job: tuple[str, Ints]) -> None:
-        hook, slots = job
-        if not stop.is_set():
-            wanted = rows[slots]
-            first = int(wanted.min())
-            words[hook][slots] = store.read_rows(hook, first, int(wanted.max()) + 1)[wanted - first]
+    def fill(jobs: Sequence[tuple[str, int]]) -> None:
+        for hook, place in jobs:
+            if stop.is_set():
+                return
+            first = int(plan.chunks[place]) * size
+            source = _read(store, hook, first, min(first + size, store.num_rows))
+            place_rows(source, plan.slots[place, : len(source)], buffers[hook])
 
-    # One after the other from a local disk; several requests at a time to a remote store.
-    for _ in in_order(store.objects, fill, [(hook, slots) for slots in chunks for hook in words]):
+    for _ in decoders.map(
+        fill, _tasks(store, [(hook, place) for place in range(len(plan.chunks)) for hook in buffers])
+    ):
         pass
-    return LoadedWindow(epoch, window.start, window.stop, mine + window.start, rows, activations)
+
+
+def _read(store: Store, hook: str, start: int, stop: int) -> Words:
+    if store.dtype in LOSSY:
+        return store.read_values(hook, start, stop)
+    return store.read_rows(hook, start, stop)
+
+
+def _tasks(store: Store, jobs: list[tuple[str, int]]) -> list[Sequence[tuple[str, int]]]:
+    """Few tasks for a local store, where starting one takes as long as copying a chunk; else one for each request."""
+    wanted = num_decoders(store) * _TASKS_PER_THREAD if store.objects.is_local else len(jobs)
+    return [part for part in (jobs[at::wanted] for at in range(min(wanted, len(jobs)))) if part]
 
 
 class Prefetch:
-    """Windows of an endless sequence, one read ahead. A context manager: leaving it ends the thread."""
+    """Windows of an endless sequence, one read ahead. A context manager: leaving it ends the threads."""
 
     def __init__(
         self,
-        windows: Iterator[tuple[int, Window]],
-        load: Callable[[int, Window, Buffers, Event], LoadedWindow],
+        windows: Iterator[PlannedWindow],
+        store: Store,
         buffers: tuple[Buffers, Buffers],
     ) -> None:
         self._windows = windows
-        self._load = load
+        self._store = store
         self._buffers = buffers
         self._stop = Event()
-        # One worker: windows are planned and read strictly one after the other.
-        self._pool = ThreadPoolExecutor(1, thread_name_prefix="headworks-rows")
-        self._pending: Future[LoadedWindow] = self._pool.submit(self._read, buffers[0])
+        # One reader and one planner: windows are planned and read strictly one after the other.
+        self._reader = ThreadPoolExecutor(1, thread_name_prefix="headworks-rows")
+        self._planner = ThreadPoolExecutor(1, thread_name_prefix="headworks-rows-plan")
+        self._decoders = ThreadPoolExecutor(num_decoders(store), thread_name_prefix="headworks-rows-decode")
+        self._planned = self._planner.submit(next, self._windows)
+        self._pending: Future[LoadedWindow] = self._reader.submit(self._read, 0)
 
     def __enter__(self) -> Self:
         return self
@@ -123,11 +161,15 @@ class Prefetch:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._stop.set()
-        self._pool.shutdown(wait=True, cancel_futures=True)
+        for pool in (self._reader, self._planner, self._decoders):
+            pool.shutdown(wait=True, cancel_futures=True)
 
-    def _read(self, buffers: Buffers) -> LoadedWindow:
-        epoch, window = next(self._windows)
-        return self._load(epoch, window, buffers, self._stop)
+    def _read(self, buffer: int) -> LoadedWindow:
+        plan = self._planned.result()
+        if not self._stop.is_set():
+            self._planned = self._planner.submit(next, self._windows)
+        load_window(self._store, plan, self._buffers[buffer], self._decoders, self._stop)
+        return LoadedWindow(plan, buffer)
 
     def advance(self) -> LoadedWindow:
         """Wait for the next window. The one before it is given up: its buffers are being refilled from now on.
@@ -136,6 +178,5 @@ class Prefetch:
             Exception: whatever reading the window raised, in the caller's thread.
         """
         window = self._pending.result()
-        self._buffers = (self._buffers[1], self._buffers[0])
-        self._pending = self._pool.submit(self._read, self._buffers[0])
+        self._pending = self._reader.submit(self._read, 1 - window.buffer)
         return window
