@@ -67,7 +67,7 @@ class HookStatistics(Spec):
     num_inf: NonNegativeInt = 0
     """Rows with an infinity and no NaN."""
     rounding: Rounding | None = None
-    """What storing the rows lost; None of a lossless store."""
+    """What storing the rows lost, of a lossy store or an export that rounded; None where nothing was."""
     max_outliers: NonNegativeInt = 0
     """How many rows ``outliers`` names at most."""
     outliers: list[OutlierToken] = []
@@ -143,6 +143,22 @@ class Shuffled(Spec):
     """Seed of the order."""
 
 
+class Exported(Spec):
+    """Where the rows of an exported store come from."""
+
+    store_fingerprint: str
+    """Identity of the store that was exported."""
+    store_url: str
+    """Where it was; a hint."""
+    table_fingerprint: str
+    """Its token table. Where the record's own is another, the export has a part of the rows, and ``source_row`` of the
+    token rows is a row of this one."""
+    value_dtype: Dtype
+    """The least lossless precision that holds every value: what can be exported to it loses nothing."""
+    spec: dict[str, Any]
+    """The export that made the store; the record's own ``spec`` is still that of the collection."""
+
+
 class StoreRecord(Spec):
     """Attributes ``headworks`` of the root group's ``zarr.json``."""
 
@@ -176,6 +192,8 @@ class StoreRecord(Spec):
     """Versions of headworks, torch, transformers, zarr."""
     shuffled: Shuffled | None = None
     """None where the rows are in the order of a token table: contexts are whole, neighbours belong together."""
+    exported: Exported | None = None
+    """None of a store that was collected or shuffled."""
 
 
 class Manifest(Spec):

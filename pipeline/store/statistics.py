@@ -145,9 +145,11 @@ def standard_deviation(statistics: HookStatistics) -> Vector:
 
 def finite_rows(words: Words, dtype: Dtype) -> tuple[Vector, npt.NDArray[np.bool_]]:
     """The rows of words [T, D] without NaN or infinity as new float64 [n, D], and which they are, [T]."""
-    values = to_float32(words, dtype).astype(np.float64)
-    # A product of finite float32 is finite in float64, so the sum of squares tells all.
-    is_finite = np.isfinite(np.einsum("td,td->t", values, values))
+    # Numpy would warn of signalling NaNs, which are counted like the quiet ones.
+    with np.errstate(invalid="ignore"):
+        values = to_float32(words, dtype).astype(np.float64)
+        # A product of finite float32 is finite in float64, so the sum of squares tells all.
+        is_finite = np.isfinite(np.einsum("td,td->t", values, values))
     return (values if is_finite.all() else values[is_finite]), is_finite
 
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import numpy as np
 
@@ -29,7 +30,7 @@ from pipeline.store.rounding import rounding_error
 from pipeline.store.rows import TokenRows
 from pipeline.store.statistics import measure
 from pipeline.store.unit_objects import UnitObjects
-from pipeline.store.words import Words, stored_dtype
+from pipeline.store.words import Floats, Words, stored_dtype, to_float32
 from schemas.errors import MismatchError
 from schemas.fields import Dtype
 from schemas.store import HookStatistics, LedgerEntry, Manifest, ObjectReceipt, PassRecord, StoreRecord
@@ -98,12 +99,14 @@ class StoreWriter:
         worker: str,
         attempt: int,
         seconds: Mapping[str, float],
+        unrounded: Mapping[str, Floats] = MappingProxyType({}),
     ) -> LedgerEntry:
         """Write one unit and commit it; the entry that counts, an earlier attempt's if there was one.
 
         ``arrays``: hook point -> stored words [n, D] of exactly this pass's hook points, or of a lossy store float32
         values [n, D], which are rounded here; ``tokens``: the unit's n rows. The caller keeps both. Bytes that differ
-        from an earlier attempt's are logged (``store.unit_differs``).
+        from an earlier attempt's are logged (``store.unit_differs``). ``unrounded``: hook point -> values [n, D] that
+        the caller rounded to its words, where the error is to be kept.
 
         Raises:
             MismatchError: shapes, types or rows are not the unit's, or the store has other tokens for these rows.
@@ -119,6 +122,9 @@ class StoreWriter:
         statistics: dict[str, HookStatistics] = {}
         for hook in sorted(arrays):
             made, words, dtype, statistics[hook] = self._put_rows(unit, hook, arrays[hook], tokens)
+            if hook in unrounded:
+                error = rounding_error(unrounded[hook], to_float32(words, dtype))
+                statistics[hook] = statistics[hook].model_copy(update={"rounding": error})
             receipts |= made
             if self.pass_record.covariance:
                 receipts[comoments_name(hook)] = put_comoments(self.objects, unit, hook, words, dtype, statistics[hook])
