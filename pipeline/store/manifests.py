@@ -86,6 +86,20 @@ def write_manifest(objects: Objects, record: StoreRecord, num_rows: int, *, requ
     return manifest
 
 
+def restored_manifest(objects: Objects, record: StoreRecord, before: Manifest | None) -> Manifest | None:
+    """The manifest as log and ledger have it, not written; None of a store that was never complete. Covariances are
+    those of ``before``, or made where it has none.
+
+    Raises:
+        CorruptionError: log, ledger or the length of an object is not what was committed.
+    """
+    events = StoreLog(objects).read()
+    shown, opened = completion(events), opened_passes(events)
+    if shown is None:
+        return None
+    return _computed(objects, record, shown.num_rows, {pass_: opened[pass_] for pass_ in shown.passes}, before)
+
+
 @dataclass
 class _Completion:
     """What a finishing job makes of the log's events."""

@@ -18,7 +18,7 @@ from pipeline.store.log import FOLDER as LOG
 from pipeline.store.log import Event, completion, log_key, opened_passes, planned_rows
 from pipeline.store.objects import Objects
 from schemas.errors import CorruptionError, MissingError
-from schemas.fingerprint import fingerprint
+from schemas.fingerprint import canonical_json, fingerprint
 from schemas.store import LedgerEntry, Manifest, PassOpened, PassRecord, RowsComplete, StoreRecord
 
 
@@ -40,7 +40,7 @@ class Found:
     """The ledger's entry of one unit, as far as it can be known."""
 
     entry: LedgerEntry | None
-    """None of one that is gone or beyond mending. Without statistics: they are many times as large."""
+    """None of one that is gone or beyond mending. A sound one is without its statistics, which are much larger."""
     is_sound: bool
     """What is stored is the entry; not one that was mended, or found in another unit's place."""
 
@@ -99,8 +99,8 @@ class Survey:
             listed.update(range(layout.num_units(shown.num_rows, self.record.shard_rows)))
         return sorted(listed)
 
-    def read_ledger(self, pass_: str) -> Iterator[tuple[int, Found, LedgerEntry | None]]:
-        """(unit, what was found, the whole entry) by unit; problems are noted."""
+    def read_ledger(self, pass_: str) -> Iterator[tuple[int, Found]]:
+        """(unit, what was found), lost ones last; problems are noted."""
         strays: dict[int, LedgerEntry] = {}
         lost: list[int] = []
         units = self.units(pass_)
@@ -115,10 +115,10 @@ class Survey:
             elif entry is None:
                 lost.append(unit)
             else:
-                yield unit, Found(_slim(entry), raw == to_bytes(sealed(entry))), entry
+                is_sound = raw == to_bytes(sealed(entry))
+                yield unit, Found(_slim(entry) if is_sound else entry, is_sound)
         for unit in lost:
-            stray = strays.get(unit)
-            yield unit, Found(_slim(stray) if stray else None, is_sound=False), stray
+            yield unit, Found(strays.get(unit), is_sound=False)
 
     def _entry(self, pass_: str, unit: int) -> tuple[LedgerEntry | None, bytes]:
         key = layout.ledger_key(pass_, unit)
@@ -213,7 +213,7 @@ class Survey:
 
     def _mended(self, key: str, kind: type[Record]) -> Record | None:
         try:
-            return corrected(self.objects.read(key).removesuffix(b"\n"), kind)
+            return corrected(_first_value(self.objects.read(key)), kind)
         except MissingError:
             return None
 
@@ -260,10 +260,20 @@ _REMEDY = (
 
 def _mended_root(objects: Objects) -> StoreRecord | None:
     """The sealed record lies between a fixed beginning and end of the group's JSON."""
-    raw = objects.read(layout.ROOT)
-    begin, end = to_bytes({"attributes": {"headworks": 0}, "node_type": "group", "zarr_format": 3}).split(b"0}", 1)
+    raw = _first_value(objects.read(layout.ROOT))
+    group = {"attributes": {"headworks": 0}, "node_type": "group", "zarr_format": 3}
+    begin, end = canonical_json(group).split(b"0}", 1)
     record = corrected(raw[len(begin) : len(raw) - len(end) - 1], StoreRecord)
     return record if record is not None and record.fingerprint == fingerprint(record.identity) else None
+
+
+def _first_value(raw: bytes) -> bytes:
+    """Without what was appended to a document's JSON; as it is where that is not JSON."""
+    text = raw.decode("latin-1")  # byte for byte, whatever was flipped
+    try:
+        return raw[: json.JSONDecoder().raw_decode(text)[1]]
+    except ValueError:
+        return raw.removesuffix(b"\n")
 
 
 def _slim(entry: LedgerEntry) -> LedgerEntry:

@@ -54,7 +54,7 @@ def inspect(objects: Objects, *, is_deep: bool, progress: Progress | None = None
     survey = Survey.of(objects)
     entries: dict[tuple[str, int], Found] = {}
     for pass_ in sorted(survey.passes):
-        for unit, found, _ in survey.read_ledger(pass_):
+        for unit, found in survey.read_ledger(pass_):
             entries[pass_, unit] = found
     known = [found.entry for _, found in sorted(entries.items()) if found.entry is not None]
     problems = survey.problems
