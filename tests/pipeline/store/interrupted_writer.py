@@ -1,6 +1,6 @@
 """Run as a script: write the same store several times, in processes that kill themselves at random system calls.
 
-    python interrupted_writer.py FOLDER TRIALS SEED
+    python interrupted_writer.py FOLDER TRIALS SEED LAYOUT DTYPE
 
 FOLDER/calm is written undisturbed; it takes N calls of fsync, link and rename. Each FOLDER/trial-I is written by one
 child after the other that die by SIGKILL just before a random one of these calls (before anything is written, with a
@@ -39,14 +39,14 @@ class Countdown:
         return counted
 
 
-def write(url: str, fatal: int) -> int:
+def write(url: str, fatal: int, layout: str, dtype: str) -> int:
     countdown = Countdown(fatal)
     for name in ("fsync", "link"):
         setattr(os, name, countdown.wrap(getattr(os, name)))
     Path.replace = countdown.wrap(Path.replace)  # type: ignore[method-assign]
     if fatal:
         _tear_writes(url)
-    one = make_sample(num_rows=44, chunk_rows=4, shard_rows=16)
+    one = make_sample(num_rows=44, chunk_rows=4, shard_rows=16, layout=layout, dtype=dtype)
     writer = one.open(url)
     one.write(writer, [unit for unit in range(writer.num_units) if unit not in writer.committed()])
     writer.finish()
@@ -66,12 +66,12 @@ def _tear_writes(url: str) -> None:
     os.kill = tearing
 
 
-def in_child(url: str, fatal: int) -> int:
+def in_child(url: str, fatal: int, layout: str, dtype: str) -> int:
     """Calls that the child made; 0 if it was killed."""
     read_end, write_end = os.pipe()
     child = os.fork()
     if child == 0:
-        os.write(write_end, b"%d" % write(url, fatal))
+        os.write(write_end, b"%d" % write(url, fatal, layout, dtype))
         os._exit(0)
     os.close(write_end)
     _, status = os.waitpid(child, 0)
@@ -82,14 +82,14 @@ def in_child(url: str, fatal: int) -> int:
     return calls
 
 
-def main(folder: Path, trials: int, seed: int) -> None:
-    calls = in_child(str(folder / "calm"), 0)
+def main(folder: Path, trials: int, seed: int, layout: str, dtype: str) -> None:
+    calls = in_child(str(folder / "calm"), 0, layout, dtype)
     rng = random.Random(seed)
     for trial in range(trials):
         # Each child goes on where the one before it died, so the later ones have fewer calls to die at.
         for fatal in [*(rng.randint(1, calls // 2) for _ in range(6)), 0]:
-            in_child(str(folder / f"trial-{trial}"), fatal)
+            in_child(str(folder / f"trial-{trial}"), fatal, layout, dtype)
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]))
+    main(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), *sys.argv[4:])

@@ -13,11 +13,18 @@ from pipeline.store.reader import Store
 from schemas.errors import IncompleteError, MismatchError, SpecError
 
 
-def test_more_rows_leave_old_units_alone(sample: Any, local_url: str) -> None:
-    small, large = sample(num_rows=64), sample(num_rows=120)
+def data_files(url: str) -> list[Path]:
+    files = [path for path in Path(url).rglob("*") if path.is_file()]
+    return [path for path in files if path.suffix == ".arrow" or "/c/" in path.as_posix()]
+
+
+@pytest.mark.parametrize("form", [{}, {"dtype": "int8"}, {"layout": "arrow"}], ids=["zarr", "zarr-int8", "arrow"])
+def test_more_rows_leave_old_units_alone(sample: Any, local_url: str, form: dict[str, str]) -> None:
+    small, large = sample(num_rows=64, **form), sample(num_rows=120, **form)
     small.write_all(local_url)
     reader = Store.open(local_url)
-    held = {path: path.read_bytes() for path in Path(local_url).rglob("c/*/0")}
+    held = {path: path.read_bytes() for path in data_files(local_url)}
+    assert len(held) == 2 * len(small.arrays) * (2 if form.get("dtype") else 1)
     writer = large.open(local_url)
     assert [*writer.committed()] == [0, 1]
     small.require_equal(reader)
@@ -33,9 +40,14 @@ def test_more_rows_leave_old_units_alone(sample: Any, local_url: str) -> None:
     assert Store.open(local_url).verify(deep=True) == []
     small.require_equal(reader)
     assert {path: path.read_bytes() for path in held} == held
+    if form.get("layout") == "arrow":
+        return
     hook = next(iter(large.arrays))
-    array = zarr.open_group(local_url, mode="r")[f"activations/{hook}"]
-    np.testing.assert_array_equal(array[:], large.arrays[hook])  # type: ignore[index]
+    group = zarr.open_group(local_url, mode="r")
+    np.testing.assert_array_equal(group[f"activations/{hook}"][:], large.expected[hook])  # type: ignore[index]
+    if form.get("dtype"):
+        scales = Store.open(local_url).read_scales(hook, 0, 120)
+        np.testing.assert_array_equal(group[f"scales/{hook}"][:], scales)  # type: ignore[index]
 
 
 def test_every_pass_of_a_complete_store_must_grow(sample: Any, local_url: str) -> None:

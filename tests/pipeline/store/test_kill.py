@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from pipeline.store.objects import Objects
 from pipeline.store.reader import Store
 
@@ -23,9 +25,13 @@ def named_by_the_ledger(store: Store) -> set[str]:
     return objects | {f"ledger/{entry.pass_id}/{entry.unit:08d}.json" for entry in entries}
 
 
-def test_killed_anywhere_and_run_again_the_store_is_the_same(tmp_path: Path) -> None:
-    trials = 4
-    command = [sys.executable, str(SCRIPT), str(tmp_path), str(trials), "3"]
+@pytest.mark.parametrize(
+    ("layout", "dtype", "trials"), [("zarr", "bfloat16", 3), ("zarr", "int8", 2), ("arrow", "int8", 2)]
+)
+def test_killed_anywhere_and_run_again_the_store_is_the_same(
+    tmp_path: Path, layout: str, dtype: str, trials: int
+) -> None:
+    command = [sys.executable, str(SCRIPT), str(tmp_path), str(trials), "3", layout, dtype]
     done = subprocess.run(command, capture_output=True, text=True, timeout=200, check=False)
     assert done.returncode == 0, done.stderr
     undisturbed = content(str(tmp_path / "calm"))
