@@ -17,7 +17,7 @@ from deploy.exits import Stopped, guarded, stoppable
 from deploy.options import address_option, json_option, set_option
 from deploy.store_commands import store
 
-_KINDS = ("collect", "train", "evaluate", "pipeline")
+_KINDS = ("collect", "shuffle", "train", "evaluate", "pipeline")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

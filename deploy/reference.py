@@ -9,7 +9,7 @@ from typing import Any
 from schemas.pipeline import JOB_ADAPTER
 
 _REFERENCE = "#/$defs/"
-_ORDER = ("collect", "train", "evaluate", "pipeline")
+_ORDER = ("collect", "shuffle", "train", "evaluate", "pipeline")
 
 
 def job_schema() -> dict[str, Any]:

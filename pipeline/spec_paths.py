@@ -10,7 +10,7 @@ from pipeline.spec_file import validated
 from schemas.corpus import TokensSpec
 from schemas.pipeline import AnyJob
 
-_PLACES = {"output", "store", "dictionaries", "urls"}
+_PLACES = {"output", "store", "dictionaries", "urls", "scratch"}
 """Fields that hold paths or URLs and nothing else."""
 
 _MAYBE_PLACES = {"path", "tokenizer"}
@@ -24,7 +24,9 @@ def anchored(job: AnyJob, folder: Path) -> AnyJob:
 
 def _anchored(value: Any, folder: Path, field: str) -> Any:
     if isinstance(value, dict):
-        return {key: _anchored(item, folder, "" if field == "arguments" else key) for key, item in value.items()}
+        # Whatever names a user gives to the stores of a job, or to a model's arguments, they are no fields.
+        inherited: dict[str, str] = {"arguments": "", "store": "store"}
+        return {key: _anchored(item, folder, inherited.get(field, str(key))) for key, item in value.items()}
     if isinstance(value, list):
         return [_anchored(item, folder, field) for item in value]
     if not isinstance(value, str) or not value:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, TypeAdapter, model_validator
@@ -11,9 +12,10 @@ from schemas.collect import CollectSpec
 from schemas.errors import nearest
 from schemas.evaluate import EvaluateSpec
 from schemas.fields import ByteSize, Name, Spec, Url
+from schemas.shuffle import ShuffleSpec
 from schemas.train import TrainSpec
 
-Job = Annotated[CollectSpec | TrainSpec | EvaluateSpec, Field(discriminator="kind")]
+Job = Annotated[CollectSpec | ShuffleSpec | TrainSpec | EvaluateSpec, Field(discriminator="kind")]
 
 _REFERENCE = re.compile(r"^\$\{([A-Za-z0-9_.\-]+)\}$")
 
@@ -44,36 +46,59 @@ class PipelineSpec(Spec):
     @model_validator(mode="after")
     def _references(self) -> Self:
         seen: dict[str, str] = {}
-        wanted = {"store": "collect", "dictionaries": "train"}
         for index, job in enumerate(self.jobs):
-            for field, kind in wanted.items():
-                match = _REFERENCE.match(value) if isinstance(value := getattr(job, field, None), str) else None
-                if match and seen.get(match[1]) != kind:
-                    known = [name for name, its_kind in seen.items() if its_kind == kind]
+            for field, value, kinds in _references_of(job):
+                match = _REFERENCE.match(value)
+                if match and seen.get(match[1]) not in kinds:
+                    known = [name for name, its_kind in seen.items() if its_kind in kinds]
                     raise ValueError(
-                        f"jobs[{index}] ({job.name}): {field} refers to {value!r}, but no earlier job of kind {kind!r} "
-                        f"has that name (known: {known}){nearest(match[1], known)}"
+                        f"jobs[{index}] ({job.name}): {field} refers to {value!r}, but no earlier job of kind "
+                        f"{' or '.join(map(repr, kinds))} has that name (known: {known}){nearest(match[1], known)}"
                     )
             if job.name in seen:
                 raise ValueError(f"jobs[{index}]: the name {job.name!r} is taken by an earlier job")
             seen[job.name] = job.kind
         return self
 
-    def resolved(self) -> list[CollectSpec | TrainSpec | EvaluateSpec]:
+    def resolved(self) -> list[CollectSpec | ShuffleSpec | TrainSpec | EvaluateSpec]:
         """The jobs with every ``${NAME}`` replaced by that job's output."""
         outputs: dict[str, str] = {}
-        jobs: list[CollectSpec | TrainSpec | EvaluateSpec] = []
+        jobs: list[CollectSpec | ShuffleSpec | TrainSpec | EvaluateSpec] = []
         for job in self.jobs:
             updates: dict[str, Any] = {}
             for field in ("store", "dictionaries"):
                 value = getattr(job, field, None)
-                if isinstance(value, str) and (match := _REFERENCE.match(value)):
-                    updates[field] = outputs[match[1]]
+                if isinstance(value, str):
+                    updates[field] = _resolved(value, outputs)
+                elif isinstance(value, dict):
+                    updates[field] = {name: _resolved(url, outputs) for name, url in value.items()}
             jobs.append(job.model_copy(update=updates))
             outputs[job.name] = job.output
         return jobs
 
 
-AnyJob = CollectSpec | TrainSpec | EvaluateSpec | PipelineSpec
+def _sources(job: CollectSpec | ShuffleSpec | TrainSpec | EvaluateSpec) -> dict[str, tuple[str, ...]]:
+    """Field that may refer to an earlier job -> the kinds of job that it may refer to."""
+    # Only training can do without contexts: the rest needs neighbours that belong together.
+    stores = ("collect", "shuffle") if isinstance(job, TrainSpec) else ("collect",)
+    return {"store": stores, "dictionaries": ("train",)}
+
+
+def _references_of(job: Job) -> Iterator[tuple[str, str, tuple[str, ...]]]:
+    """Field, its value and the kinds of job that it may refer to; ``store.NAME`` for one of several stores."""
+    for field, kinds in _sources(job).items():
+        value = getattr(job, field, None)
+        if isinstance(value, str):
+            yield field, value, kinds
+        elif isinstance(value, dict):
+            yield from ((f"{field}.{name}", url, kinds) for name, url in value.items())
+
+
+def _resolved(value: str, outputs: Mapping[str, str]) -> str:
+    match = _REFERENCE.match(value)
+    return outputs[match[1]] if match else value
+
+
+AnyJob = CollectSpec | ShuffleSpec | TrainSpec | EvaluateSpec | PipelineSpec
 JOB_ADAPTER: TypeAdapter[AnyJob] = TypeAdapter(Annotated[AnyJob, Field(discriminator="kind")])
 """Validates any job spec from plain data and gives its JSON Schema."""

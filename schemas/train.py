@@ -28,6 +28,9 @@ class RowOrder(Spec):
     """Seed of both shuffle levels."""
     window_chunks: PositiveInt = 64
     """Chunks whose rows are permuted together, level two of the shuffle. More: better mixing, more memory."""
+    mode: Literal["shuffled", "sequential"] = "shuffled"
+    """``shuffled``: a window's chunks come from anywhere in the store. ``sequential``: they are neighbours, windows in
+    the store's order, so that reads are sequential: as good a shuffle only of a store that a shuffle job has written."""
 
 
 class Schedule(Spec):
@@ -59,8 +62,10 @@ class TrainSpec(Spec):
     """Discriminator."""
     name: Name = "train"
     """Name of this job; other jobs of a pipeline refer to it."""
-    store: Url
-    """Store URL, or ``${NAME}`` of a collect job of the same pipeline."""
+    store: Url | Annotated[dict[Name, Url], Field(min_length=2)]
+    """Store URL, or ``${NAME}`` of a collect job of the same pipeline. Several stores of one token table (of several
+    models, or snapshots of one training) by names of your own: their rows are joined, and hook point H of the store N
+    is ``N/H``."""
     dictionaries: Annotated[list[DictionarySpec], Field(min_length=1)]
     """What to train; all are fed from one read."""
     batch_rows: PositiveInt = 4096

@@ -2,7 +2,8 @@
 
 1. The token table is built, its parts tokenised side by side, or an equal one is reused.
 2. The plan is what the store's ledger lacks. Where nothing is missing no actor is started and no model is loaded.
-3. The controller's decisions are carried out until every unit is committed; then the manifest is written.
+3. The controller's decisions are carried out until every unit is committed; then the manifest is written. Meanwhile a
+   lease on the store keeps sweeps and repairs away.
 
 Nothing here is lost by a kill at any moment: what the ledger has is kept, and the next run begins at 1.
 """
@@ -11,16 +12,19 @@ from __future__ import annotations
 
 import logging
 import time
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
 from pipeline.collection.prepare import CollectPass, Pending, prepare, require_space, table_url
+from pipeline.store.leases import held
+from pipeline.store.objects import Objects
 from pipeline.tokens.table import TokenTable, build_table
 from schemas.collect import CollectSpec, CollectWorkers
-from schemas.errors import ResourceError, UserError
+from schemas.errors import IncompleteError, MismatchError, ResourceError, UserError
 from schemas.store import Manifest
 from workers.cluster import total_resources
-from workers.collector import Collector, CollectorPool, Loaded, Receipt
+from workers.collector import Collector, Loaded, Receipt, WorkerPool
 from workers.controller import (
     Controller,
     Decision,
@@ -70,13 +74,8 @@ def run_collect(
     progress = progress or Progress()
     table = _table(spec, progress)
     tokenised = time.perf_counter()
-    passes = prepare(spec, table)
     figures = _Figures()
-    manifest: Manifest | None = None
-    for one in passes:
-        widths = _run_pass(one, figures, progress, actor_class)
-        manifest = one.of.writer(widths).finish()
-    assert manifest is not None, "a spec names at least one hook point"
+    passes, manifest = _collected(spec, table, figures, progress, actor_class)
     num_units = sum(one.of.num_units for one in passes)
     return {
         "tokens": passes[0].of.num_rows,
@@ -99,6 +98,33 @@ def run_collect(
         "fingerprint": manifest.fingerprint,
         "table_fingerprint": table.fingerprint,
     }
+
+
+def _collected(
+    spec: CollectSpec, table: TokenTable, figures: _Figures, progress: Progress, actor_class: type[Collector]
+) -> tuple[list[Pending], Manifest]:
+    """Carry out the plan, and anew where jobs that write to the store at the same time have changed what it must be."""
+    passes = prepare(spec, table)
+    while True:
+        try:
+            # A store that lacks nothing may be one that this job cannot write to.
+            with held(Objects(spec.output), spec.name) if any(one.units for one in passes) else nullcontext():
+                widths = [_run_pass(one, figures, progress, actor_class) for one in passes]
+                # All of them first: more rows are shown once every hook point of the store has them.
+                manifests = [one.of.writer(width).finish() for one, width in zip(passes, widths, strict=True)]
+            return passes, manifests[-1]
+        except (IncompleteError, MismatchError) as error:
+            again = prepare(spec, table)
+            if _plan(again) == _plan(passes):
+                raise
+            progress.note(f"{spec.name}: another job has added to the store meanwhile, going on with what is left")
+            _log.info("collect.planned_anew store=%s reason=%s", spec.output, error)
+            passes = again
+
+
+def _plan(passes: list[Pending]) -> list[tuple[tuple[str, ...], int]]:
+    """What other jobs can change of a plan."""
+    return [(one.of.hook_points, one.of.num_rows) for one in passes]
 
 
 def _table(spec: CollectSpec, progress: Progress) -> TokenTable:
@@ -125,7 +151,7 @@ def _run_pass(one: Pending, figures: _Figures, progress: Progress, actor_class: 
     missing = one.num_rows(units)
     done = one.of.num_rows - missing
     with progress.task(f"{name}: activations", total=one.of.num_rows, done=done) as task:
-        run = _PassRun(one.of, controller, CollectorPool(one.of, limits, actor_class), figures, task, missing)
+        run = _PassRun(one.of, controller, WorkerPool(one.of, limits, actor_class), figures, task, missing)
         try:
             return run.execute(progress)
         except BaseException:
@@ -166,7 +192,7 @@ class _PassRun:
 
     one: CollectPass
     controller: Controller
-    pool: CollectorPool
+    pool: WorkerPool
     figures: _Figures
     task: Task
     missing_rows: int

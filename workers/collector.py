@@ -1,4 +1,4 @@
-"""The process that computes units, and the handles of all of them.
+"""The process that computes units, and the handles of all such processes, of whatever kind of job.
 
 ``Collector`` is an ordinary class, made an actor where it is started. Its constructor does nothing: the model is loaded
 by a method, so that an error of loading comes back as a value of its own and is not taken for a death. A collector
@@ -82,18 +82,24 @@ class _Call:
 
 
 @dataclass(frozen=True)
-class CollectorPool:
-    """Live handles and what they were asked. Turns Ray's answers into events; decides nothing."""
+class WorkerPool:
+    """Live handles and what they were asked. Turns Ray's answers into events; decides nothing.
 
-    one: CollectPass
+    Workers are of any class whose ``load(job, num_threads)`` makes them ready, and whose method ``task``, called with a
+    unit and the number of the attempt, returns when the unit is committed.
+    """
+
+    job: Any
+    """What every worker loads; picklable."""
     limits: CollectWorkers
-    actor_class: type[Collector] = Collector
+    actor_class: type[Any] = Collector
+    task: str = "collect"
     _actors: dict[int, Any] = field(default_factory=dict)
     _calls: dict[Any, _Call] = field(default_factory=dict)
 
     def start(self, worker: int) -> None:
         """Start an actor and have it load; ``wait`` tells when it has."""
-        name = f"collector-{worker}"
+        name = f"{self.actor_class.__name__.lower()}-{worker}"
         num_threads = max(1, int(self.limits.cpus_per_worker))
         actor: Any = (
             ray.remote(self.actor_class)
@@ -109,13 +115,13 @@ class CollectorPool:
             .remote(name)
         )
         self._actors[worker] = actor
-        self._calls[actor.load.remote(self.one, num_threads)] = _Call(worker)
+        self._calls[actor.load.remote(self.job, num_threads)] = _Call(worker)
 
     def lease(self, worker: int, unit: int, attempt: int) -> None:
         """Hand a unit to a worker, behind those that it has."""
-        self._calls[self._actors[worker].collect.remote(unit, attempt)] = _Call(worker, unit)
+        self._calls[getattr(self._actors[worker], self.task).remote(unit, attempt)] = _Call(worker, unit)
 
-    def wait(self, timeout_s: float) -> list[tuple[Event, Loaded | Receipt | None]]:
+    def wait(self, timeout_s: float) -> list[tuple[Event, Any]]:
         """What has happened, with the answer of a call that succeeded; empty when nothing did within the time."""
         ready, _ = ray.wait(list(self._calls), num_returns=1, timeout=timeout_s)
         answers = [self._answer(reference) for reference in ready if reference in self._calls]
@@ -133,7 +139,7 @@ class CollectorPool:
         for worker in list(self._actors):
             self.stop(worker)
 
-    def _answer(self, reference: Any) -> tuple[Event, Loaded | Receipt | None] | None:
+    def _answer(self, reference: Any) -> tuple[Event, Any] | None:
         call = self._calls.pop(reference)
         try:
             answer = ray.get(reference)
@@ -145,7 +151,7 @@ class CollectorPool:
             return WorkerDied(call.worker, _first_line(error)), None
         except exceptions.RayError as error:
             return _raised(call, error), None
-        if isinstance(answer, Loaded):
+        if call.unit < 0:
             return WorkerReady(call.worker), answer
         return UnitCommitted(call.worker, call.unit), answer
 

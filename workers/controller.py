@@ -23,7 +23,7 @@ from schemas.errors import HeadworksError, JobError, UnreachableError, UserError
 
 @dataclass(frozen=True)
 class WorkerReady:
-    """The worker has loaded the model and waits for units."""
+    """The worker has loaded what it needs, a model for example, and waits for units."""
 
     worker: int
 
@@ -139,8 +139,20 @@ class _Worker:
 class Controller:
     """The leases of one pass over a store. Final; every method is deterministic."""
 
-    def __init__(self, units: Iterable[int], num_units: int, num_workers: int, limits: CollectWorkers) -> None:
-        """``units`` are the ``num_units`` that the ledger lacks; they are consumed lazily, each once."""
+    def __init__(
+        self,
+        units: Iterable[int],
+        num_units: int,
+        num_workers: int,
+        limits: CollectWorkers,
+        *,
+        memory_fields: str = "batch_tokens, storage.shard_rows",
+    ) -> None:
+        """``units`` are the ``num_units`` that the ledger lacks; they are consumed lazily, each once.
+
+        ``memory_fields``: what the user can lower where workers are killed for their memory.
+        """
+        self._memory_fields = memory_fields
         self._fresh: Iterator[int] = iter(units)
         self._num_fresh = num_units
         self._num_workers = min(num_workers, num_units)
@@ -242,8 +254,8 @@ class Controller:
         return (
             f"{self.num_deaths} workers died (workers.max_worker_deaths is {self._limits.max_worker_deaths}); the last "
             f"was worker {event.worker}, {busy}: {event.reason}\n"
-            f"Computed at the time: {suspects or 'no unit, the workers died while they loaded the model'}. A process "
-            "that dies without an error was most often killed for its memory: lower batch_tokens, storage.shard_rows "
+            f"Computed at the time: {suspects or 'no unit, the workers died while they loaded'}. A process "
+            f"that dies without an error was most often killed for its memory: lower {self._memory_fields} "
             "or workers.num_workers. What was committed is kept; run again to go on."
         )
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,15 +20,17 @@ from schemas.collect import CollectSpec
 from schemas.errors import DataError, MissingError, SpecError, nearest
 from schemas.evaluate import EvaluateSpec
 from schemas.pipeline import AnyJob, ClusterSpec, PipelineSpec
+from schemas.shuffle import ShuffleSpec
 from schemas.train import TrainSpec
 from schemas.versions import versions
 from workers.cluster import connect
 from workers.collect import run_collect
 from workers.evaluate import run_evaluate
 from workers.progress import Progress
+from workers.shuffle import run_shuffle
 from workers.train import require_room, run_train
 
-Job = CollectSpec | TrainSpec | EvaluateSpec
+Job = CollectSpec | ShuffleSpec | TrainSpec | EvaluateSpec
 
 SUMMARY = "summary.json"
 
@@ -74,16 +76,34 @@ def require_hook_points(jobs: Sequence[Job]) -> None:
         if isinstance(job, CollectSpec):
             # Hook points that an earlier collection left in the same store count as well.
             collected[job.output] = set(job.hook_points) | _stored(job.output)
-        if not isinstance(job, TrainSpec):
+        if isinstance(job, CollectSpec | EvaluateSpec):
             continue
-        known = collected[job.store] if job.store in collected else set(Store.open(job.store).hook_points)
+        known = _known_points(job.store, collected)
+        if isinstance(job, ShuffleSpec):
+            for point in job.hook_points:
+                if point not in known:
+                    raise SpecError(_unknown(f"{job.name}: hook_points names", point, job.store, known))
+            collected[job.output] = set(job.hook_points or known) | _stored(job.output)
+            continue
         for dictionary in job.dictionaries:
             for point in [*dictionary.sources, *dictionary.target_points]:
                 if point not in known:
-                    raise SpecError(
-                        f"{job.name}: dictionary {dictionary.name!r} needs the hook point {point!r}, which {job.store} "
-                        f"does not have and no earlier job collects{nearest(point, known)} (known: {sorted(known)})"
-                    )
+                    wanted = f"{job.name}: dictionary {dictionary.name!r} needs the hook point"
+                    raise SpecError(_unknown(wanted, point, str(job.store), known))
+
+
+def _unknown(wanted: str, point: str, store: str, known: set[str]) -> str:
+    return (
+        f"{wanted} {point!r}, which {store} does not have and no earlier job collects{nearest(point, known)} "
+        f"(known: {sorted(known)})"
+    )
+
+
+def _known_points(store: str | Mapping[str, str], collected: Mapping[str, set[str]]) -> set[str]:
+    """Hook points that the store has or will have; ``NAME/HOOK`` of several stores."""
+    if isinstance(store, str):
+        return collected[store] if store in collected else set(Store.open(store).hook_points)
+    return {f"{name}/{hook}" for name, url in store.items() for hook in _known_points(url, collected)}
 
 
 def _stored(url: str) -> set[str]:
@@ -140,6 +160,8 @@ def _execute(job: Job, progress: Progress) -> dict[str, Any]:
     match job:
         case CollectSpec():
             return run_collect(job, progress=progress)
+        case ShuffleSpec():
+            return run_shuffle(job, progress=progress)
         case TrainSpec():
             return run_train(job, progress=progress)
         case EvaluateSpec():
@@ -149,7 +171,7 @@ def _execute(job: Job, progress: Progress) -> dict[str, Any]:
 def summary_place(job: AnyJob) -> tuple[str, str]:
     """``(folder, file name)`` of a job's summary: in its output, but beside a store, which holds only its own."""
     output = job.output.rstrip("/")
-    if isinstance(job, CollectSpec):
+    if isinstance(job, CollectSpec | ShuffleSpec):
         folder, _, name = output.rpartition("/")
         return folder, f"{name}.{SUMMARY}"
     return output, SUMMARY
@@ -160,7 +182,8 @@ def summarised(
 ) -> dict[str, Any]:
     """What ``summary.json`` says.
 
-    ``collection``: figures of the collect job, of the first if there are several. ``dictionaries``: name -> figures of
+    ``collection``: figures of the collect job, of the first if there are several. ``shuffles``: job name -> figures of
+    each shuffle. ``dictionaries``: name -> figures of
     the evaluation, and ``training``, those of the last step; a name that two train jobs use is given as JOB/NAME.
     ``jobs``: job name -> kind, output, whether it was reused. ``seconds``: job name -> wall time, and ``total``.
     """
@@ -171,6 +194,7 @@ def summarised(
         "kind": job.kind,
         "output": job.output,
         "collection": collections[0] if collections else {},
+        "shuffles": {name: figures for name, (each, figures) in results.items() if isinstance(each, ShuffleSpec)},
         "dictionaries": _dictionaries(results),
         "seconds": {**seconds, "total": round(sum(seconds.values()), 3)},
         "jobs": {
@@ -186,7 +210,7 @@ def _dictionaries(results: dict[str, tuple[Job, dict[str, Any]]]) -> dict[str, d
     names = [spec.name for each in trained.values() for spec in each.dictionaries]
     found: dict[str, dict[str, Any]] = {}
     for each, figures in results.values():
-        if isinstance(each, CollectSpec):
+        if isinstance(each, CollectSpec | ShuffleSpec):
             continue
         owner = each if isinstance(each, TrainSpec) else trained.get(each.dictionaries)
         for name, values in figures["dictionaries"].items():

@@ -23,8 +23,13 @@ def require(store: Store, dictionaries: Sequence[Trained], spec: EvaluateSpec) -
     Raises:
         HookPointError: the store lacks a hook point of a dictionary.
         MismatchError: another model, another width, or, for held-out rows, another token table.
-        SpecError: cross-entropy was asked for of a model without a language modelling head.
+        SpecError: the store is shuffled, or cross-entropy was asked for of a model without a language modelling head.
     """
+    if store.record.shuffled is not None:
+        raise SpecError(
+            f"the store at {store.url} is shuffled, and an evaluation needs whole contexts: evaluate on the store that "
+            f"it was made from, {store.record.shuffled.store_url}"
+        )
     for trained in dictionaries:
         _require_points(store, trained)
         where = f"dictionary {trained.name!r}"

@@ -1,6 +1,6 @@
 """Which rows of a store an epoch is made of: the split, the row filter, and nothing else.
 
-Memory: one bit a row (125 MB for 10**9 rows), plus 8 bytes a chunk. Every rank scans the tokens of the whole store
+Memory: two bits a row (250 MB for 10**9 rows), plus 16 bytes a chunk. Every rank scans the tokens of the whole store
 once at the start; with ``max_norm_multiple`` it also streams the activations of the hook points in use once.
 """
 
@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
+from pipeline.order.contexts import ContextIndex, ContextPairs, ScatteredContextPairs
 from pipeline.order.keys import Split
 from pipeline.store.statistics import median_norm
 from schemas.errors import DivergenceError
 from schemas.train import RowFilter
 
 if TYPE_CHECKING:
-    from pipeline.store.reader import Store
+    from pipeline.store.joined import AnyStore
     from pipeline.store.rows import TokenRows
 
 Ints = npt.NDArray[np.int64]
@@ -33,6 +34,8 @@ class EligibleRows:
         self.chunk_rows = chunk_rows
         self.same_context_rate = same_context_rate
         """Chance that two different eligible rows, drawn at random from the whole store, are of one context."""
+        self.contexts: ContextIndex | None = None
+        """The context of every row; None of a shuffled store, which has it in its token rows only."""
         packed: list[npt.NDArray[np.uint8]] = []
         counts: list[int] = []
         for mask in masks:
@@ -63,7 +66,7 @@ class EligibleRows:
         return chunks[places] * self.chunk_rows + offsets, places
 
 
-def scan(store: Store, hook_points: Sequence[str], rows: RowFilter, split: Split) -> EligibleRows:
+def scan(store: AnyStore, hook_points: Sequence[str], rows: RowFilter, split: Split) -> EligibleRows:
     """Read the store's tokens (and norms, where the filter asks for them) and decide row by row.
 
     Raises:
@@ -71,7 +74,9 @@ def scan(store: Store, hook_points: Sequence[str], rows: RowFilter, split: Split
     """
     limits = {hook: _norm_limit(store, hook, rows) for hook in hook_points}
     watched = {hook: limit for hook, limit in limits.items() if limit is not None}
-    contexts = _ContextPairs()
+    is_shuffled = store.record.shuffled is not None
+    contexts = ScatteredContextPairs() if is_shuffled else ContextPairs()
+    begins: list[Mask] = []
 
     def masks() -> Iterator[Mask]:
         for tokens in _slabs(store):
@@ -80,15 +85,19 @@ def scan(store: Store, hook_points: Sequence[str], rows: RowFilter, split: Split
             pieces = np.split(mask, starts[1:])
             for piece, start in zip(pieces, starts, strict=True):
                 _exclude_by_norm(store, watched, int(tokens.row[start]), piece, rows)
-            contexts.add((tokens.row - tokens.position)[mask])
+            contexts.add(tokens.context[mask])
+            if not is_shuffled:
+                begins.extend(np.packbits(piece) for piece in np.split(tokens.position == 0, starts[1:]))
             yield from pieces
 
     eligible = EligibleRows(masks(), chunk_rows=store.record.chunk_rows)
     eligible.same_context_rate = contexts.rate()
+    if not is_shuffled:
+        eligible.contexts = ContextIndex(begins, chunk_rows=store.record.chunk_rows)
     return eligible
 
 
-def _slabs(store: Store) -> Iterator[TokenRows]:
+def _slabs(store: AnyStore) -> Iterator[TokenRows]:
     """The tokens unit by unit; a unit is a whole number of chunks, but for the last."""
     for start in range(0, store.num_rows, store.record.shard_rows):
         yield store.tokens(start, min(start + store.record.shard_rows, store.num_rows))
@@ -106,7 +115,7 @@ def _by_token(tokens: TokenRows, specials: dict[str, int], rows: RowFilter, spli
     return mask
 
 
-def _norm_limit(store: Store, hook: str, rows: RowFilter) -> float | None:
+def _norm_limit(store: AnyStore, hook: str, rows: RowFilter) -> float | None:
     """Largest norm that the hook point's rows may have; None where the rows need not be looked at."""
     statistics = store.statistics[hook]
     if rows.max_norm_multiple > 0:
@@ -114,7 +123,7 @@ def _norm_limit(store: Store, hook: str, rows: RowFilter) -> float | None:
     return float("inf") if statistics.num_nan + statistics.num_inf else None
 
 
-def _exclude_by_norm(store: Store, limits: dict[str, float], start: int, mask: Mask, rows: RowFilter) -> None:
+def _exclude_by_norm(store: AnyStore, limits: dict[str, float], start: int, mask: Mask, rows: RowFilter) -> None:
     """Clear, in place, the rows of one chunk whose norm is beyond the limit of any hook point."""
     for hook, limit in limits.items():
         acts_TD = store.read_values(hook, start, start + len(mask))
@@ -132,35 +141,3 @@ def _exclude_by_norm(store: Store, limits: dict[str, float], start: int, mask: M
                 f"{store.statistics[hook].num_inf} with infinities there). Set rows.max_norm_multiple to leave such "
                 "rows out, or collect in a wider dtype."
             )
-
-
-class _ContextPairs:
-    """Counts pairs of eligible rows of one context over a stream in row order."""
-
-    def __init__(self) -> None:
-        self._rows = 0
-        self._pairs = 0
-        self._open_id = -1
-        self._open_count = 0
-
-    def add(self, contexts: Ints) -> None:
-        """``contexts``: an id for each further row, ascending; a context may go on from the last call."""
-        if not len(contexts):
-            return
-        ids, counts = np.unique(contexts, return_counts=True)
-        if ids[0] == self._open_id:
-            counts[0] += self._open_count
-        else:
-            self._pairs += _pairs(self._open_count)
-        self._pairs += int((counts[:-1] * (counts[:-1] - 1)).sum()) // 2
-        self._open_id, self._open_count = int(ids[-1]), int(counts[-1])
-        self._rows += len(contexts)
-
-    def rate(self) -> float:
-        """Pairs of one context over all pairs."""
-        return (self._pairs + _pairs(self._open_count)) / max(_pairs(self._rows), 1)
-
-
-def _pairs(count: int) -> int:
-    """Unordered pairs among ``count`` things."""
-    return count * (count - 1) // 2

@@ -1,6 +1,6 @@
 """The sequence of rows of one epoch, a pure function of an ``OrderKey``, the epoch and the eligible rows.
 
-1. Chunks that hold an eligible row are put in a keyed order.
+1. Chunks that hold an eligible row are put in a keyed order, or left in the store's where the order is sequential.
 2. That order is cut into windows of nearly equal length, at most ``window_chunks`` chunks each.
 3. The eligible rows of a window are permuted uniformly.
 
@@ -53,7 +53,7 @@ class EpochOrder:
         self.batch_rows = batch_rows
         filled = np.flatnonzero(eligible.counts)
         self.num_windows = -(-len(filled) // key.order.window_chunks)
-        if len(filled):
+        if len(filled) and key.order.mode == "shuffled":
             shuffle = KeyedPermutation(len(filled), key.derive("chunks", epoch=epoch))
             filled = filled[shuffle.apply(np.arange(len(filled)))]
         self._chunks: Ints = filled

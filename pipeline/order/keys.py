@@ -26,7 +26,8 @@ class OrderKey:
             "store": self.store_fingerprint,
             "rows": self.rows.model_dump(mode="json"),
             "split": self.split,
-            "order": self.order.model_dump(mode="json"),
+            # The mode that there always was is not named, so that runs which know no other go on in the same order.
+            "order": self.order.model_dump(mode="json", exclude={"mode"} if self.order.mode == "shuffled" else set()),
         }
 
     def derive(self, purpose: str, **numbers: int) -> int:

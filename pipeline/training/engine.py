@@ -19,8 +19,8 @@ from typing import Any
 import torch
 
 from pipeline.order.feed import FeedBatch, FeedState, RowFeed
+from pipeline.store.joined import open_any
 from pipeline.store.objects import Objects
-from pipeline.store.reader import Store
 from pipeline.training import memory, result, resume, schedule
 from pipeline.training.checkpoint import Checkpoints, Progress
 from pipeline.training.clock import Clock
@@ -74,7 +74,7 @@ class _Run:
         self._spec = spec
         self._world = world
         self._device = device
-        self._store = Store.open(spec.store)
+        self._store = open_any(spec.store)
         points = (point for wanted in spec.dictionaries for point in [*wanted.sources, *wanted.target_points])
         self._points = list(dict.fromkeys(points))
         self._identity = identity(spec, store_fingerprint=self._store.fingerprint, num_rows=self._store.num_rows)
@@ -147,7 +147,7 @@ class _Run:
             )
             is_last = progress.step == num_steps
             if is_last or _due(progress.step, spec.log_every_steps):
-                record = self._record(progress, factor, clock)
+                record = self._record(progress, factor, clock) | self._quality(feed, batch)
                 trackers.log(record)
                 if report is not None:
                     report({**record, "num_steps": num_steps})
@@ -175,6 +175,13 @@ class _Run:
             "tokens_per_s": clock.rate(progress.rows),
             "dictionaries": progress.metrics,
         }
+
+    def _quality(self, feed: RowFeed, batch: FeedBatch) -> dict[str, float]:
+        """How well the batch is mixed; on rank 0, which is the one that logs."""
+        if self._world.rank:
+            return {}
+        quality = feed.quality_of(batch)
+        return {"same_context_rate": quality.rate, "same_context_rate_ideal": quality.ideal}
 
     def _checkpoint(self, trainers: list[DictionaryTrainer], progress: Progress, trackers: Trackers) -> None:
         """Metrics first: a resumed run drops lines after its checkpoint, it cannot bring back lines before it."""

@@ -11,7 +11,7 @@ from pipeline.dictionaries import initialise
 from pipeline.dictionaries.dictionary import Dictionary
 from pipeline.dictionaries.folder import save_dictionary
 from pipeline.order.feed import scales
-from pipeline.store.reader import Store
+from pipeline.store.joined import AnyStore
 from pipeline.training import kernels
 from pipeline.training.checkpoint import Progress
 from pipeline.training.trainer import DictionaryTrainer
@@ -22,7 +22,7 @@ _PACKAGES = ("headworks", "torch", "numpy", "ray")
 
 
 def start(
-    spec: TrainSpec, store: Store, points: Sequence[str], *, device: torch.device, num_threads: int
+    spec: TrainSpec, store: AnyStore, points: Sequence[str], *, device: torch.device, num_threads: int
 ) -> list[DictionaryTrainer]:
     """A trainer for each dictionary of the spec, at step 0."""
     factors = scales(store, points, spec.normalise)
@@ -38,7 +38,7 @@ def start(
     return trainers
 
 
-def write(spec: TrainSpec, store: Store, progress: Progress, dictionary: Dictionary) -> DictionaryRecord:
+def write(spec: TrainSpec, store: AnyStore, progress: Progress, dictionary: Dictionary) -> DictionaryRecord:
     """``OUTPUT/NAME/dictionary.safetensors`` and ``dictionary.json`` with the whole provenance."""
     name = dictionary.spec.name
     record = DictionaryRecord(
@@ -47,7 +47,8 @@ def write(spec: TrainSpec, store: Store, progress: Progress, dictionary: Diction
         d_target=dictionary.d_target,
         scales=dictionary.scales,
         store_fingerprint=store.fingerprint,
-        table_fingerprint=store.table_fingerprint,
+        # A shuffled store's documents are those of the table that its rows come from.
+        table_fingerprint=store.record.shuffled.table_fingerprint if store.record.shuffled else store.table_fingerprint,
         model=store.record.identity.get("model", {}),
         train_spec=spec.model_dump(mode="json"),
         steps=progress.step,

@@ -20,7 +20,9 @@ METRICS = "metrics.jsonl"
 
 
 class Tracker(Protocol):
-    """Takes one record per logged step: ``step, tokens, learning_rate, tokens_per_s, dictionaries``."""
+    """Takes one record per logged step: ``step, tokens, learning_rate, tokens_per_s, same_context_rate,
+    same_context_rate_ideal, dictionaries``. The two rates are the share of pairs of rows of the batch that are of one
+    context, and what a perfect shuffle would make it."""
 
     def log(self, record: Mapping[str, Any]) -> None:
         """Add a record."""
@@ -157,7 +159,7 @@ def open_trackers(names: Sequence[str], output_url: str, *, job: str, step: int)
 
 def scalars(record: Mapping[str, Any]) -> dict[str, float]:
     """A record flattened: ``NAME/metric`` of each dictionary beside the figures of the run."""
-    flat = {key: record[key] for key in ("tokens", "tokens_per_s", "learning_rate")}
+    flat = {key: value for key, value in record.items() if key not in ("step", "dictionaries")}
     for name, metrics in record["dictionaries"].items():
         flat |= {f"{name}/{key}": value for key, value in metrics.items()}
     return flat

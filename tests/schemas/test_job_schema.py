@@ -131,7 +131,7 @@ def test_references_become_outputs() -> None:
 @pytest.mark.parametrize(
     ("jobs", "message"),
     [
-        ((TRAIN, COLLECT), "no earlier job of kind 'collect' has that name"),
+        ((TRAIN, COLLECT), "no earlier job of kind 'collect' or 'shuffle' has that name"),
         ((COLLECT, {**TRAIN, "store": "${cc}"}), "did you mean 'c'"),
         ((COLLECT, TRAIN, {**EVALUATE, "dictionaries": "${c}"}), "no earlier job of kind 'train'"),
         ((COLLECT, {**TRAIN, "name": "c"}), "the name 'c' is taken"),

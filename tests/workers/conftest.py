@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 # The faults here and the small job of the collection tests; test modules have no packages, so the path finds them.
-sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1] / "pipeline" / "collection")]
+_PIPELINE = Path(__file__).parents[1] / "pipeline"
+sys.path[:0] = [str(Path(__file__).parent), str(_PIPELINE / "collection"), str(_PIPELINE / "shuffling")]
 
 
 @pytest.fixture(scope="session")

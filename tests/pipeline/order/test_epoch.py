@@ -16,8 +16,10 @@ from pipeline.order.quality import shuffle_quality
 from schemas.train import RowFilter, RowOrder
 
 
-def key_of(*, seed: int = 0, window_chunks: int = 4, store: str = "0" * 64, split: str = "train") -> OrderKey:
-    return OrderKey(store, RowFilter(), split, RowOrder(seed=seed, window_chunks=window_chunks))
+def key_of(
+    *, seed: int = 0, window_chunks: int = 4, store: str = "0" * 64, split: str = "train", mode: str = "shuffled"
+) -> OrderKey:
+    return OrderKey(store, RowFilter(), split, RowOrder(seed=seed, window_chunks=window_chunks, mode=mode))
 
 
 def all_rows(num_rows: int, chunk_rows: int) -> EligibleRows:
@@ -39,7 +41,8 @@ def cases(draw: st.DrawFn) -> Case:
     seed = draw(st.integers(0, 2**32))
     mask = np.random.default_rng(seed).random(num_rows) < density
     mask[draw(st.integers(0, num_rows - 1))] = True
-    key = key_of(seed=seed, window_chunks=draw(st.integers(1, 20)))
+    mode = draw(st.sampled_from(["shuffled", "sequential"]))
+    key = key_of(seed=seed, window_chunks=draw(st.integers(1, 20)), mode=mode)
     eligible = EligibleRows.of_mask(mask, chunk_rows=chunk_rows)
     order = EpochOrder(eligible, key, draw(st.integers(0, 3)), batch_rows=draw(st.integers(1, 300)))
     return Case(mask, order)
@@ -124,8 +127,8 @@ def test_the_last_batch_is_short_and_nothing_lies_behind_it() -> None:
 
 @pytest.mark.parametrize(
     "other",
-    [key_of(seed=1), key_of(window_chunks=5), key_of(store="1" * 64), key_of(split="all")],
-    ids=["seed", "window", "store", "split"],
+    [key_of(seed=1), key_of(window_chunks=5), key_of(store="1" * 64), key_of(split="all"), key_of(mode="sequential")],
+    ids=["seed", "window", "store", "split", "mode"],
 )
 def test_every_fact_of_the_key_changes_the_order(other: OrderKey) -> None:
     eligible = all_rows(400, 8)

@@ -1,0 +1,207 @@
+"""The shuffle job on Ray: scatter passes and the gathering, one after the other, each spread over actors.
+
+1. The plan is what the new store's ledger and the runs of earlier passes lack.
+2. Each pass is a list of tasks, leased by a controller as the units of a collection are: retries, deaths and their
+   budgets are the same. A task that is done twice writes the same bytes.
+3. When every unit is committed the manifest is written and the runs are removed.
+
+A kill at any moment loses the tasks under way; the next run begins at 1.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import time
+from dataclasses import dataclass
+from typing import Any
+
+from pipeline.shuffling.plan import MIN_SECTION_BYTES
+from pipeline.shuffling.prepare import ShuffleJob, prepare, require_space
+from pipeline.shuffling.tasks import Done, Shuffling
+from pipeline.store.leases import held
+from pipeline.store.objects import Objects
+from schemas.collect import CollectWorkers
+from schemas.shuffle import ShuffleSpec
+from workers.collect import POLL_INTERVAL_S, num_workers
+from workers.collector import Loaded, WorkerPool
+from workers.controller import (
+    Controller,
+    Decision,
+    Event,
+    Fail,
+    Finish,
+    LeaseUnit,
+    RetryUnit,
+    StartWorker,
+    StopWorker,
+    UnitCommitted,
+)
+from workers.progress import Progress, Task
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One pass of a job: a scatter pass by its level, or the gathering, level 0."""
+
+    job: ShuffleJob
+    level: int
+
+
+class Shuffler:
+    """A process that does tasks of one stage. Final; runs as an actor, or as it is where there is no Ray."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._level = 0
+        self._shuffling: Shuffling | None = None
+
+    def load(self, stage: Stage, num_threads: int) -> Loaded:
+        """Open the source and join the new store."""
+        del num_threads  # set in the environment, and nothing here has threads of its own
+        started = time.perf_counter()
+        host = socket.gethostname()
+        self._level = stage.level
+        self._shuffling = Shuffling.open(stage.job, worker=f"{self._name}@{host}:{os.getpid()}")
+        return Loaded({}, os.getpid(), host, time.perf_counter() - started)
+
+    def shuffle(self, task: int, attempt: int) -> Done:
+        """One task; returns when its run exists or its units are in the ledger."""
+        assert self._shuffling is not None, "load comes first"
+        return self._shuffling.do(self._level, task, attempt=attempt)
+
+
+@dataclass
+class _Figures:
+    """What this run did, for the summary."""
+
+    rows: int = 0
+    size_bytes: int = 0
+    retries: int = 0
+    deaths: int = 0
+
+
+def run_shuffle(
+    spec: ShuffleSpec,
+    *,
+    progress: Progress | None = None,
+    actor_class: type[Shuffler] = Shuffler,
+    min_section_bytes: int = MIN_SECTION_BYTES,
+) -> dict[str, Any]:
+    """Shuffle what is missing of the store that ``spec`` describes. Ray must be connected; returns the summary.
+
+    Raises:
+        UserError: what the user must mend, the very error that a worker met. JobError: a task failed too often.
+    """
+    started = time.perf_counter()
+    progress = progress or Progress()
+    job = prepare(spec, min_section_bytes=min_section_bytes)
+    shuffling = Shuffling.open(job, worker="driver")
+    missing = shuffling.missing(0)
+    figures = _Figures()
+    if missing:
+        require_space(job, job.plan.num_passes)
+        with held(Objects(spec.output), spec.name):
+            for level, tasks in shuffling.stages():
+                _run_stage(Stage(job, level), tasks, figures, progress, actor_class)
+            manifest = shuffling.finish()
+    else:
+        progress.note(f"{spec.name}: all {job.plan.num_buckets} buckets are in the store, nothing to do")
+        manifest = shuffling.finish()
+    seconds = time.perf_counter() - started
+    return {
+        "rows": job.num_rows,
+        "passes": job.plan.num_passes,
+        "buckets": job.plan.num_buckets,
+        "buckets_reused": job.plan.num_buckets - len(missing),
+        "reused": not missing,
+        "bytes": manifest.size_bytes,
+        "bytes_moved": figures.size_bytes,
+        "retries": figures.retries,
+        "worker_deaths": figures.deaths,
+        "hook_points": manifest.hook_points,
+        "seconds": seconds,
+        "fingerprint": manifest.fingerprint,
+        "table_fingerprint": job.record.table_fingerprint,
+    }
+
+
+def _run_stage(
+    stage: Stage, tasks: list[int], figures: _Figures, progress: Progress, actor_class: type[Shuffler]
+) -> None:
+    if not tasks:
+        return
+    spec, plan = stage.job.spec, stage.job.plan
+    name = f"{spec.name}: pass {stage.level or plan.num_passes} of {plan.num_passes}"
+    limits = CollectWorkers(**spec.workers.model_dump(exclude={"memory"}))
+    controller = Controller(tasks, len(tasks), num_workers(limits), limits, memory_fields="workers.memory")
+    total = plan.num_buckets if stage.level == 0 else plan.num_tasks(stage.level)
+    with progress.task(name, unit="tasks", total=total, done=total - len(tasks)) as task:
+        run = _StageRun(controller, WorkerPool(stage, limits, actor_class, task="shuffle"), figures, task, progress)
+        try:
+            run.execute()
+        except BaseException:
+            progress.note(
+                f"{name}: stopped; {total - len(tasks) + controller.num_committed} of {total} tasks are done, the same "
+                "command goes on from there"
+            )
+            raise
+        finally:
+            figures.deaths += controller.num_deaths
+
+
+@dataclass
+class _StageRun:
+    """Carries out the controller's decisions for one stage."""
+
+    controller: Controller
+    pool: WorkerPool
+    figures: _Figures
+    task: Task
+    progress: Progress
+
+    def execute(self) -> None:
+        """Until the controller finishes or fails; the actors are gone when this returns, in whatever way."""
+        try:
+            decisions = self.controller.start()
+            while not self._carry_out(decisions):
+                self.task.tick()
+                decisions = []
+                for event, answer in self.pool.wait(POLL_INTERVAL_S):
+                    self._note(event, answer)
+                    decisions.extend(self.controller.apply(event))
+        finally:
+            self.pool.shutdown()
+
+    def _note(self, event: Event, answer: Any) -> None:
+        match event, answer:
+            case UnitCommitted(), Done():
+                self.figures.rows += answer.num_rows
+                self.figures.size_bytes += answer.size_bytes
+                self.task.advance(1, answer.size_bytes)
+            case _, Loaded():
+                self.task.restart_clock()
+            case _:
+                _log.warning("shuffle.%s %s", type(event).__name__, event)
+
+    def _carry_out(self, decisions: list[Decision]) -> bool:
+        """True when the stage is finished. Raises the error of a ``Fail``."""
+        for decision in decisions:
+            match decision:
+                case StartWorker(worker=worker):
+                    self.pool.start(worker)
+                case StopWorker(worker=worker):
+                    self.pool.stop(worker)
+                case LeaseUnit(worker=worker, unit=unit, attempt=attempt):
+                    self.pool.lease(worker, unit, attempt)
+                case RetryUnit(unit=unit, cause=cause):
+                    self.figures.retries += 1
+                    self.progress.note(f"{self.task.name}: task {unit} is tried again: {cause}")
+                case Fail(error=error):
+                    raise error
+                case Finish():
+                    return True
+        return False
