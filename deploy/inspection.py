@@ -82,13 +82,6 @@ def store_lines(facts: dict[str, Any]) -> list[str]:
     return [*show.pairs(shown), "", *show.table(points, [*columns, *(["relative error"] if facts["lossy"] else [])])]
 
 
-def store_problems(url: str, *, is_deep: bool) -> list[str]:
-    """What differs from the ledger, one line each; deep reads every byte."""
-    from pipeline.store.reader import Store
-
-    return [str(problem) for problem in Store.open(url, allow_partial=True).verify(is_deep)]
-
-
 def dictionary_records(path: str) -> list[dict[str, Any]]:
     """The record of the dictionary at ``path``, or of each dictionary in the folder of a train job.
 

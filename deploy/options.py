@@ -30,3 +30,15 @@ def address_option(command: Callable[..., Any]) -> Callable[..., Any]:
         show_default=True,
         help="URL of the cluster's dashboard.",
     )(command)
+
+
+def places_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Where a store's model and token table are now; it remembers where they were."""
+    options = (
+        click.option("--model", default="", help="Path of the model, if it is not where it was."),
+        click.option("--tokens", default="", help="URL of the token table, if it is not where it was."),
+        click.option("--device", default="", help="cpu or cuda, if not as in the store's spec."),
+    )
+    for option in reversed(options):
+        command = option(command)
+    return command

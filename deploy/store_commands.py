@@ -5,12 +5,16 @@ from __future__ import annotations
 import click
 
 from deploy import show
-from deploy.options import json_option
+from deploy.export_command import export
+from deploy.options import json_option, places_options
 
 
 @click.group()
 def store() -> None:
     """Activation stores."""
+
+
+store.add_command(export)
 
 
 @store.command("info")
@@ -26,13 +30,62 @@ def store_info(url: str, as_json: bool) -> None:
 
 @store.command()
 @click.argument("url")
-@click.option("--quick", is_flag=True, help="Compare lengths only; do not read the data.")
+@click.option(
+    "--deep/--quick", "is_deep", default=True, help="Read and check every byte (default), or compare lengths only."
+)
+@click.option(
+    "--recompute", type=click.IntRange(0), default=0, metavar="N",
+    help="Also run the model again on N units and compare the rows.",
+)  # fmt: skip
+@click.option("--seed", type=int, default=0, help="Which units --recompute draws.")
+@places_options
 @json_option
-def verify(url: str, quick: bool, as_json: bool) -> None:
-    """Read a store and compare it with its ledger; exit code 1 if anything differs."""
-    from deploy import inspection
+def verify(
+    url: str, is_deep: bool, recompute: int, seed: int, tokens: str, model: str, device: str, as_json: bool
+) -> None:
+    """Compare a store with its ledger; exit code 1 if anything differs."""
+    from deploy import integrity
 
-    problems = inspection.store_problems(url, is_deep=not quick)
-    show.emit({"url": url, "problems": problems}, problems or [f"{url}: no problems"], as_json=as_json)
-    if problems:
+    found = integrity.verification(url, is_deep=is_deep)
+    differences = (
+        integrity.spot_check(url, recompute, seed=seed, tokens=tokens, model=model, device=device)
+        if recompute and not found.problems
+        else []
+    )
+    facts = integrity.verification_facts(url, found, differences, is_deep=is_deep)
+    show.emit(facts, integrity.verification_lines(facts, differences), as_json=as_json)
+    if found.problems or not all(one.is_low_bits for one in differences):
         raise click.exceptions.Exit(1)
+
+
+@store.command()
+@click.argument("url")
+@click.option("--dry-run", is_flag=True, help="Say what would be done; write nothing.")
+@places_options
+@json_option
+def repair(url: str, dry_run: bool, tokens: str, model: str, device: str, as_json: bool) -> None:
+    """Write what is damaged anew, collecting single units again; exit code 1 if anything is left."""
+    from deploy import integrity
+
+    done = integrity.repaired(url, is_rehearsal=dry_run, tokens=tokens, model=model, device=device)
+    facts = integrity.repair_facts(url, done, is_rehearsal=dry_run)
+    show.emit(facts, integrity.repair_lines(facts), as_json=as_json)
+    if done.remaining:
+        raise click.exceptions.Exit(1)
+
+
+@store.command()
+@click.argument("url")
+@click.option("--dry-run", is_flag=True, help="Say what would be deleted; delete nothing.")
+@click.option(
+    "--grace-minutes", type=click.FloatRange(0), default=60.0, show_default=True,
+    help="Keep what is younger: a writer may still be at work on it.",
+)  # fmt: skip
+@json_option
+def gc(url: str, dry_run: bool, grace_minutes: float, as_json: bool) -> None:
+    """Delete what killed writers have left and no ledger entry names; refuses while a job writes."""
+    from deploy import integrity
+
+    done = integrity.swept(url, is_rehearsal=dry_run, grace_s=grace_minutes * 60)
+    facts = integrity.sweep_facts(url, done, is_rehearsal=dry_run)
+    show.emit(facts, integrity.sweep_lines(facts), as_json=as_json)

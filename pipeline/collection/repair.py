@@ -8,7 +8,8 @@
 4. The manifest, computed from the ledger.
 
 Every step replaces whole objects atomically, and a kill between any two leaves damage that the next repair finds: an
-object that is not its entry's, or a ledger that is not the manifest's.
+object that is not its entry's, or a ledger that is not the manifest's. One process does it, without Ray: damage is a
+few units, and a store of which much is gone is better collected anew.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass, field
 
 from pipeline.collection.recomputing import Recomputer, Staged, collect_spec
-from pipeline.collection.store_tokens import StoreTokens
+from pipeline.collection.store_tokens import StoreTokens, open_table
 from pipeline.collection.unit import RowSource
 from pipeline.store import layout
 from pipeline.store.checksums import crc32c_hex
@@ -30,8 +31,7 @@ from pipeline.store.restoring import Action, drafts, restore_manifest
 from pipeline.store.rows import TokenRows
 from pipeline.store.survey import Found, Problem, read_root
 from pipeline.store.verification import Inspection, Progress, inspect, unit_names
-from pipeline.tokens.table import TokenTable
-from schemas.errors import CorruptionError, DataError, HeadworksError, MissingError, UserError
+from schemas.errors import CorruptionError, DataError, MissingError, UserError
 from schemas.store import LedgerEntry, ObjectReceipt
 
 
@@ -97,7 +97,8 @@ class _Work:
         self.record = self.survey.record
         self.damaged = self.before.damaged
         self.entries = dict(self.before.entries)
-        self.table, self.no_table = self._table()
+        num_rows = self.survey.num_rows
+        self.table, self.no_table = open_table(self.record, num_rows=num_rows, url=self.places.tokens)
 
     def carry_out(self) -> Iterator[Action]:
         """Each action as soon as it is done."""
@@ -127,25 +128,12 @@ class _Work:
         if not self.is_rehearsal:
             self.objects.write(key, data)
 
-    def _table(self) -> tuple[TokenTable | None, str]:
-        """The token table, or why there is none."""
-        url = self.places.tokens or self.record.table_url
-        try:
-            table = TokenTable.open(url)
-        except HeadworksError as exc:
-            return None, str(exc)
-        if table.fingerprint != self.record.table_fingerprint:
-            return None, f"the token table at {url} is another one ({table.fingerprint})"
-        if table.num_written_rows < self.survey.num_rows:
-            return None, f"the token table at {url} has only {table.num_written_rows} rows"
-        return table, ""
-
     def _rows(self) -> RowSource:
         """The token table; where it is gone, the store's own rows."""
         if self.table is not None:
             return self.table
-        receipts = {unit: receipt for unit in {unit for _, unit in self.entries} if (receipt := self._receipt(unit))}
-        return StoreTokens(self.objects, receipts, shard_rows=self.record.shard_rows, num_rows=self.survey.num_rows)
+        shard_rows, num_rows = self.record.shard_rows, self.survey.num_rows
+        return StoreTokens(self.objects, self._receipt, shard_rows=shard_rows, num_rows=num_rows)
 
     def _receipt(self, unit: int) -> ObjectReceipt | None:
         """Of the unit's token rows, from whichever pass has an entry."""

@@ -1,6 +1,8 @@
-"""A store's own token rows in place of its token table: enough to collect its units again when the table is gone."""
+"""Token rows for collecting units again: from the store's token table, or from the store's own copy."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import numpy as np
 
@@ -8,16 +10,34 @@ from pipeline.store import layout
 from pipeline.store.checksums import crc32c_hex
 from pipeline.store.objects import Objects
 from pipeline.store.rows import TokenRows
-from schemas.errors import CorruptionError, MissingError
-from schemas.store import ObjectReceipt
+from pipeline.tokens.table import TokenTable
+from schemas.errors import CorruptionError, HeadworksError, MissingError
+from schemas.store import ObjectReceipt, StoreRecord
+
+
+def open_table(record: StoreRecord, *, num_rows: int, url: str = "") -> tuple[TokenTable | None, str]:
+    """The store's token table, at ``url`` if it is not where it was; or None and why."""
+    url = url or record.table_url
+    try:
+        table = TokenTable.open(url)
+    except HeadworksError as exc:
+        return None, str(exc)
+    if table.fingerprint != record.table_fingerprint:
+        return None, f"the token table at {url} is another one ({table.fingerprint})"
+    if table.num_written_rows < num_rows:
+        return None, f"the token table at {url} has only {table.num_written_rows} rows"
+    return table, ""
 
 
 class StoreTokens:
-    """Rows [0, num_rows) of the units' Parquet files; ``receipts``: unit -> what the ledger says of its file."""
+    """Rows [0, num_rows) of the units' Parquet files; ``receipt``: what the ledger says of a unit's file, None if no
+    entry vouches for it."""
 
-    def __init__(self, objects: Objects, receipts: dict[int, ObjectReceipt], *, shard_rows: int, num_rows: int) -> None:
+    def __init__(
+        self, objects: Objects, receipt: Callable[[int], ObjectReceipt | None], *, shard_rows: int, num_rows: int
+    ) -> None:
         self._objects = objects
-        self._receipts = receipts
+        self._receipt = receipt
         self._shard_rows = shard_rows
         self._num_rows = num_rows
 
@@ -51,7 +71,7 @@ class StoreTokens:
         """All rows of one unit. Raises as ``rows``."""
         key = layout.tokens_key(unit)
         where = f"{self._objects.url}/{key}"
-        receipt = self._receipts.get(unit)
+        receipt = self._receipt(unit)
         if receipt is None:
             raise CorruptionError(f"{where}: expected a ledger entry that names it, got none")
         try:
