@@ -43,7 +43,7 @@ def require_consent(record: StoreRecord, dtype: Dtype, *, lossy: bool) -> None:
         return
     raise SpecError(
         f"{dtype} cannot hold every {values} value of the store: the rest would be rounded, and the store could not be "
-        "made again from the export. Add --lossy to accept that; the relative error is then measured and kept."
+        "made again from the export. Add --lossy to accept that."
     )
 
 
@@ -79,7 +79,7 @@ def narrowed(values: Floats, dtype: Dtype) -> Words:
 
 def _half_bits(bits: npt.NDArray[np.uint32]) -> npt.NDArray[np.uint32]:
     """The float16 of a float32 NaN: sign, all exponent bits, the upper payload."""
-    return ((bits >> 16) & 0x8000) | 0x7C00 | ((bits >> 13) & 0x3FF)
+    return (((bits >> 16) & 0x8000) | 0x7C00 | ((bits >> 13) & 0x3FF)).astype(np.uint32)
 
 
 def _require_in_range(values: Floats, words: Words, dtype: Dtype) -> None:

@@ -11,14 +11,16 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any
 
+from pydantic import ValidationError
+
 from pipeline.exporting import selection
 from pipeline.exporting.conversion import is_exact, require_consent, value_dtype
 from pipeline.exporting.selection import RowSelection, select
-from pipeline.store.objects import Objects
+from pipeline.spec_errors import explained
 from pipeline.store.reader import Store
 from pipeline.store.writer import StoreWriter
 from schemas.collect import Storage
-from schemas.errors import HookPointError, nearest
+from schemas.errors import HookPointError, SpecError, nearest
 from schemas.export import ExportSpec
 from schemas.fields import LOSSY, Codec, Dtype
 from schemas.fingerprint import fingerprint
@@ -80,14 +82,17 @@ def _storage(spec: ExportSpec, source: StoreRecord) -> Storage:
     codec: Codec = source.codec if spec.codec == "same" else spec.codec
     if spec.codec == "same" and (layout == "arrow" or (codec == "bf16" and dtype != "bfloat16")):
         codec = "none"
-    return Storage(
-        layout=layout,
-        dtype=dtype,
-        lossy=dtype in LOSSY,
-        chunk_rows=source.chunk_rows,
-        shard_rows=source.shard_rows,
-        codec=codec,
-    )
+    try:
+        return Storage(
+            layout=layout,
+            dtype=dtype,
+            lossy=dtype in LOSSY,
+            chunk_rows=source.chunk_rows,
+            shard_rows=source.shard_rows,
+            codec=codec,
+        )
+    except ValidationError as error:
+        raise SpecError("; ".join(explained(error))) from error
 
 
 def _chosen(source: Store, spec: ExportSpec) -> tuple[PassRecord, ...]:
@@ -131,8 +136,3 @@ def _record(source: Store, spec: ExportSpec, storage: Storage) -> StoreRecord:
 
 def _lossless(dtype: Dtype) -> Dtype:
     return "float32" if dtype in LOSSY else dtype
-
-
-def output_of(spec: ExportSpec) -> Objects:
-    """Where the export is written."""
-    return Objects(spec.output)
