@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from itertools import islice
 from typing import Any
 
 from deploy import show
@@ -9,6 +11,9 @@ from schemas.dictionary import DictionaryRecord
 from schemas.errors import MissingError
 
 _RECORD = "dictionary.json"
+_SHARES = (0.01, 0.25, 0.5, 0.75, 0.99, 0.999)
+_LISTED = 5
+"""Outliers and units with NaN that are shown in words; as data there are all of them."""
 
 
 def store_facts(url: str) -> dict[str, Any]:
@@ -35,6 +40,7 @@ def store_facts(url: str) -> dict[str, Any]:
         "codec": record.codec,
         "fingerprint": store.fingerprint,
         "table_fingerprint": store.table_fingerprint,
+        "shuffled": record.shuffled.model_dump() if record.shuffled else None,
         "model": record.identity.get("model", {}),
         "versions": record.versions,
         "hook_points": {name: _hook_facts(store, name, width) for name, width in store.hook_points.items()},
@@ -43,6 +49,7 @@ def store_facts(url: str) -> dict[str, Any]:
 
 def _hook_facts(store: Any, name: str, width: int) -> dict[str, Any]:
     from pipeline.store.rounding import relative_error
+    from pipeline.store.statistics import quantile_norm
 
     statistics = store.statistics.get(name)
     if statistics is None:
@@ -51,8 +58,15 @@ def _hook_facts(store: Any, name: str, width: int) -> dict[str, Any]:
         "d_model": width,
         "rows": statistics.count,
         "mean_norm": statistics.norm_sum / max(statistics.count, 1),
+        # None of no finite row: JSON has no NaN.
+        "norm_quantiles": {
+            str(share): quantile_norm(statistics, share) if statistics.count else None for share in _SHARES
+        },
         "num_nan": statistics.num_nan,
         "num_inf": statistics.num_inf,
+        "non_finite_units": {unit: rows.model_dump() for unit, rows in store.non_finite.get(name, {}).items()},
+        "outliers": [outlier.model_dump() for outlier in statistics.outliers],
+        "covariance": any(name in one.hook_points and one.covariance for one in store.passes.values()),
         **({"relative_error": relative_error(statistics.rounding)} if statistics.rounding else {}),
     }
 
@@ -71,15 +85,43 @@ def store_lines(facts: dict[str, Any]) -> list[str]:
         "model": f"{model.get('path', '?')} ({model.get('dtype', '?')})",
         "fingerprint": facts["fingerprint"],
         "token table": facts["table_fingerprint"],
+        **_origin(facts["shuffled"]),
     }
     points = [
         {"hook point": name, "d_model": point["d_model"], "mean norm": f"{point.get('mean_norm', float('nan')):.3f}"}
+        | {"median": _quantile(point, 0.5), "99.9 %": _quantile(point, 0.999)}
         | {"NaN rows": point.get("num_nan", "?"), "Inf rows": point.get("num_inf", "?")}
         | {"relative error": f"{point.get('relative_error', float('nan')):.2e}"}
         for name, point in facts["hook_points"].items()
     ]
-    columns = ["hook point", "d_model", "mean norm", "NaN rows", "Inf rows"]
-    return [*show.pairs(shown), "", *show.table(points, [*columns, *(["relative error"] if facts["lossy"] else [])])]
+    columns = ["hook point", "d_model", "mean norm", "median", "99.9 %", "NaN rows", "Inf rows"]
+    table = show.table(points, [*columns, *(["relative error"] if facts["lossy"] else [])])
+    notes = [line for name, point in facts["hook_points"].items() for line in _notes(name, point)]
+    return [*show.pairs(shown), "", *table, *(["", *notes] if notes else [])]
+
+
+def _origin(shuffled: dict[str, Any] | None) -> dict[str, str]:
+    if shuffled is None:
+        return {}
+    return {"shuffled": f"with seed {shuffled['seed']}, from {shuffled['store_url']}"}
+
+
+def _quantile(point: dict[str, Any], share: float) -> str:
+    value = point.get("norm_quantiles", {}).get(str(share))
+    return "?" if value is None else f"{value:.3f}"
+
+
+def _notes(name: str, point: dict[str, Any]) -> Iterator[str]:
+    """Where to look: the rows of greatest norm, and the units with rows that are not finite."""
+    if outliers := point.get("outliers"):
+        listed = ", ".join(
+            f"{one['norm']:.4g} (row {one['row']}, token {one['token_id']})" for one in outliers[:_LISTED]
+        )
+        yield f"{name}: greatest norms {listed}"
+    if units := point.get("non_finite_units"):
+        shown = islice(units.items(), _LISTED)
+        listed = ", ".join(f"{unit} ({one['num_nan']} NaN, {one['num_inf']} Inf)" for unit, one in shown)
+        yield f"{name}: rows that are not finite in units {listed}{', ...' if len(units) > _LISTED else ''}"
 
 
 def dictionary_records(path: str) -> list[dict[str, Any]]:

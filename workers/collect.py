@@ -19,12 +19,12 @@ from typing import Any
 from pipeline.collection.prepare import CollectPass, Pending, prepare, require_space, table_url
 from pipeline.store.leases import held
 from pipeline.store.objects import Objects
+from pipeline.store.retention import keep_as_wished
 from pipeline.tokens.table import TokenTable, build_table
-from schemas.collect import CollectSpec, CollectWorkers
-from schemas.errors import IncompleteError, MismatchError, ResourceError, UserError
+from schemas.collect import CollectSpec
+from schemas.errors import IncompleteError, MismatchError, UserError
 from schemas.store import Manifest
-from workers.cluster import total_resources
-from workers.collector import Collector, Loaded, Receipt, WorkerPool
+from workers.collector import Collector, Receipt
 from workers.controller import (
     Controller,
     Decision,
@@ -40,11 +40,9 @@ from workers.controller import (
     WorkerFailed,
     WorkerReady,
 )
+from workers.pool import POLL_INTERVAL_S, Loaded, WorkerPool, num_workers
 from workers.progress import Progress, Task
 from workers.tokenise import map_parts
-
-POLL_INTERVAL_S = 1.0
-"""How long a wait for workers lasts at most, so that the display stays alive and Ctrl-C is answered."""
 
 _log = logging.getLogger(__name__)
 
@@ -112,6 +110,7 @@ def _collected(
                 widths = [_run_pass(one, figures, progress, actor_class) for one in passes]
                 # All of them first: more rows are shown once every hook point of the store has them.
                 manifests = [one.of.writer(width).finish() for one, width in zip(passes, widths, strict=True)]
+                keep_as_wished(Objects(spec.output), spec.retention)
             return passes, manifests[-1]
         except (IncompleteError, MismatchError) as error:
             again = prepare(spec, table)
@@ -151,7 +150,7 @@ def _run_pass(one: Pending, figures: _Figures, progress: Progress, actor_class: 
     missing = one.num_rows(units)
     done = one.of.num_rows - missing
     with progress.task(f"{name}: activations", total=one.of.num_rows, done=done) as task:
-        run = _PassRun(one.of, controller, WorkerPool(one.of, limits, actor_class), figures, task, missing)
+        run = _PassRun(one.of, controller, WorkerPool(one.of, limits, actor_class, "collect"), figures, task, missing)
         try:
             return run.execute(progress)
         except BaseException:
@@ -163,27 +162,6 @@ def _run_pass(one: Pending, figures: _Figures, progress: Progress, actor_class: 
             raise
         finally:
             figures.deaths += controller.num_deaths
-
-
-def num_workers(limits: CollectWorkers) -> int:
-    """Model replicas to start: as the spec says, else as many as the cluster holds.
-
-    Raises:
-        ResourceError: the cluster cannot hold a single one.
-    """
-    if limits.num_workers:
-        return limits.num_workers
-    have = total_resources()
-    fits = [have.get("CPU", 0.0) / limits.cpus_per_worker]
-    if limits.gpus_per_worker:
-        fits.append(have.get("GPU", 0.0) / limits.gpus_per_worker)
-    if min(fits) < 1:
-        raise ResourceError(
-            f"one worker needs {limits.cpus_per_worker:g} CPUs and {limits.gpus_per_worker:g} GPUs, the whole cluster "
-            f"has {have.get('CPU', 0):g} and {have.get('GPU', 0):g}. Lower workers.cpus_per_worker or "
-            "workers.gpus_per_worker, or set workers.num_workers to wait for a cluster that grows."
-        )
-    return int(min(fits))
 
 
 @dataclass

@@ -24,8 +24,6 @@ from pipeline.store.leases import held
 from pipeline.store.objects import Objects
 from schemas.collect import CollectWorkers
 from schemas.shuffle import ShuffleSpec
-from workers.collect import POLL_INTERVAL_S, num_workers
-from workers.collector import Loaded, WorkerPool
 from workers.controller import (
     Controller,
     Decision,
@@ -38,6 +36,7 @@ from workers.controller import (
     StopWorker,
     UnitCommitted,
 )
+from workers.pool import POLL_INTERVAL_S, Loaded, WorkerPool, num_workers
 from workers.progress import Progress, Task
 
 _log = logging.getLogger(__name__)
@@ -140,7 +139,7 @@ def _run_stage(
     controller = Controller(tasks, len(tasks), num_workers(limits), limits, memory_fields="workers.memory")
     total = plan.num_buckets if stage.level == 0 else plan.num_tasks(stage.level)
     with progress.task(name, unit="tasks", total=total, done=total - len(tasks)) as task:
-        run = _StageRun(controller, WorkerPool(stage, limits, actor_class, task="shuffle"), figures, task, progress)
+        run = _StageRun(controller, WorkerPool(stage, limits, actor_class, "shuffle"), figures, task, progress)
         try:
             run.execute()
         except BaseException:

@@ -16,7 +16,8 @@ from typing import Any
 from pipeline.collection.prepare import CollectPass
 from pipeline.store.objects import Objects
 from schemas.errors import ResourceError
-from workers.collector import Collector, Loaded, Receipt
+from workers.collector import Collector, Receipt
+from workers.pool import Loaded
 
 
 def fires(folder: Path, fault: str, unit: int) -> bool:

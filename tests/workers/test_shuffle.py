@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 from typing import Any
 
 import faults
-import numpy as np
 import pytest
 import ray
 from small_store import ROW_BYTES, objects_of, shuffle_spec, write_source
@@ -17,7 +17,8 @@ from pipeline.shuffling.tasks import Done, shuffle_here
 from pipeline.store.objects import Objects
 from pipeline.store.reader import Store
 from schemas.errors import JobError, SpecError
-from workers.collector import Loaded
+from schemas.pipeline import JOB_ADAPTER
+from workers.pool import Loaded
 from workers.run import run_job
 from workers.shuffle import Shuffler, Stage, run_shuffle
 
@@ -82,20 +83,20 @@ def mortal_shuffler(folder: Path) -> type[Shuffler]:
 
 
 def test_kills_at_any_point_of_a_task_change_nothing(source: str, tmp_path: Path, undisturbed: Path) -> None:
-    armed = ["before_1.3", "mid_scatter.0", "error_1.9", "after_2.4", "mid_gather.0", "after_0.7", "error_0.9"]
+    armed = ["before_1.3", "mid_scatter.0", "error_1.9", "mid_gather.0", "after_0.7", "error_0.9"]
     for one in armed:
         (tmp_path / f"armed.{one}").touch()
     spec = shuffle_spec(source, tmp_path / "store", memory=MEMORY)
-    summary = run_shuffle(spec, actor_class=mortal_shuffler(tmp_path), min_section_bytes=200)
+    summary = run_shuffle(spec, actor_class=mortal_shuffler(tmp_path), min_section_bytes=1)
     assert sorted(path.name.removeprefix("fired.") for path in tmp_path.glob("fired.*")) == sorted(armed)
-    assert summary["passes"] == 3
-    assert summary["worker_deaths"] == 5
-    assert summary["retries"] >= 7
+    assert summary["passes"] == 2
+    assert summary["worker_deaths"] == 4
+    assert summary["retries"] >= 6
     assert objects_of(tmp_path / "store") == objects_of(undisturbed)
     store = Store.open(spec.output)
     assert store.verify(deep=True) == []
     assert summary["rows"] == store.num_rows
-    assert summary["bytes_moved"] > 2 * store.num_rows * ROW_BYTES
+    assert summary["bytes_moved"] > 1.8 * store.num_rows * ROW_BYTES
     assert (summary["fingerprint"], summary["table_fingerprint"]) == (store.fingerprint, store.table_fingerprint)
     assert [*(tmp_path / "store.scratch").rglob("*.*")] == []
 
@@ -128,21 +129,21 @@ def test_a_pipeline_trains_on_what_it_shuffled(source: str, tmp_path: Path) -> N
             {"kind": "shuffle", "store": source, "hook_points": ["resid"], "output": str(tmp_path / "shuffled")},
             {
                 "kind": "train", "store": "${shuffle}", "batch_rows": 64, "order": {"mode": "sequential"},
-                "dictionaries": [{"name": "sae", "sources": ["resid"], "num_latents": 8}],
+                "dictionaries": [
+                    {"name": "sae", "sources": ["resid"], "num_latents": 8, "activation": {"kind": "topk", "k": 2}}
+                ],
                 "trackers": [], "output": str(tmp_path / "dictionaries"),
             },
         ],
     }  # fmt: skip
-    from schemas.pipeline import JOB_ADAPTER
-
     summary = run_job(JOB_ADAPTER.validate_python(pipeline))
     assert summary["status"] == "succeeded"
     assert summary["shuffles"]["shuffle"]["rows"] == 500
-    tokens = Store.open(str(tmp_path / "shuffled")).tokens()
-    wanted = int((~tokens.held_out & (tokens.position != 0) & (tokens.token_id != 0)).sum())
-    assert summary["dictionaries"]["sae"]["training"] != {}
-    assert wanted > 0
-    assert np.array_equal(np.sort(np.asarray(tokens.source_row)), np.arange(500))
+    assert summary["dictionaries"]["sae"]["training"]["fvu"] > 0
+    lines = [json.loads(line) for line in (tmp_path / "dictionaries" / "metrics.jsonl").read_text().splitlines()]
+    assert 0 < lines[-1]["same_context_rate_ideal"] < 0.05
+    record = json.loads((tmp_path / "dictionaries" / "sae" / "dictionary.json").read_text())
+    assert record["table_fingerprint"] == Store.open(source).table_fingerprint, "whose documents it has seen"
 
 
 def test_hook_points_that_nobody_has_are_refused_before_anything_runs(source: str, tmp_path: Path) -> None:

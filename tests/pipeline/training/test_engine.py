@@ -54,6 +54,7 @@ def test_learns_and_reports(make_spec: MakeSpec) -> None:
     assert [line["step"] for line in lines] == [*range(5, 168, 5), 168]
     assert [record["step"] for record in records] == [line["step"] for line in lines]
     assert records[-1]["num_steps"] == 168
+    assert all(0 <= line["same_context_rate"] < 0.1 and 0 < line["same_context_rate_ideal"] < 0.1 for line in lines)
     keys = {"loss", "fvu", "l0", "dead_share", "grad_norm", "aux_loss"}
     assert all(set(line["dictionaries"][name]) == keys for line in lines for name in NAMES)
     for name in NAMES:
