@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from deploy.submission import ClusterJob
     from pipeline.dictionaries.dictionary import Dictionary
+    from pipeline.store.catalogue import StoreEntry
+    from pipeline.store.joined import JoinedStore
     from pipeline.store.reader import Store
     from schemas.pipeline import AnyJob
 
-__all__ = ["__version__", "load_dictionary", "load_job", "open_store", "run", "submit"]
+__all__ = [
+    "__version__", "find_stores", "join_stores", "load_dictionary", "load_job", "open_store", "run", "submit",
+]  # fmt: skip
 
 try:
     __version__ = metadata.version("headworks")
@@ -26,6 +30,22 @@ def open_store(url: str, *, allow_partial: bool = False) -> Store:
     from pipeline.store.reader import Store
 
     return Store.open(url, allow_partial=allow_partial)
+
+
+def join_stores(urls: Mapping[str, str] | Sequence[str]) -> JoinedStore:
+    """Several stores of one token table as one, row by row; hook points are ``NAME/HOOK``."""
+    from pipeline.store.joined import JoinedStore
+
+    return JoinedStore.open(urls)
+
+
+def find_stores(
+    *urls: str, model: str = "", corpus: str = "", hook_point: str = "", fingerprint: str = ""
+) -> list[StoreEntry]:
+    """The stores at or below the URLs that match; see ``pipeline.store.catalogue.find_stores``."""
+    from pipeline.store.catalogue import find_stores
+
+    return [*find_stores(urls, model=model, corpus=corpus, hook_point=hook_point, fingerprint=fingerprint)]
 
 
 def load_dictionary(url: str) -> Dictionary:

@@ -17,6 +17,73 @@ def store() -> None:
 store.add_command(export)
 
 
+@store.command("ls")
+@click.argument("urls", nargs=-1, required=True, metavar="URL...")
+@click.option("--model", default="", help="Part of the model's name, or the beginning of its weights' digest.")
+@click.option("--corpus", default="", help="Part of the corpus's name, or the beginning of its token table's digest.")
+@click.option("--hook-point", default="", help="A hook point, or a pattern such as 'blocks.*.hook_resid_post'.")
+@click.option("--fingerprint", default="", metavar="PREFIX", help="The beginning of the store's fingerprint.")
+@json_option
+def list_stores(
+    urls: tuple[str, ...], model: str, corpus: str, hook_point: str, fingerprint: str, as_json: bool
+) -> None:
+    """Every store at or below the URLs."""
+    from deploy import keeping
+
+    entries = keeping.found(urls, model=model, corpus=corpus, hook_point=hook_point, fingerprint=fingerprint)
+    show.emit([keeping.entry_facts(entry) for entry in entries], keeping.entry_lines(entries), as_json=as_json)
+
+
+@store.command()
+@click.argument("url")
+@json_option
+def pin(url: str, as_json: bool) -> None:
+    """Keep a store from being deleted by prune."""
+    from deploy import keeping
+
+    keeping.say(url, keeping.pinned(url, is_pinned=True), as_json=as_json)
+
+
+@store.command()
+@click.argument("url")
+@json_option
+def unpin(url: str, as_json: bool) -> None:
+    """Let prune delete a store again."""
+    from deploy import keeping
+
+    keeping.say(url, keeping.pinned(url, is_pinned=False), as_json=as_json)
+
+
+@store.command()
+@click.argument("url")
+@click.option("--after", required=True, metavar="TIME", help="From now on: 30d, 12h; never: it does not expire.")
+@json_option
+def expire(url: str, after: str, as_json: bool) -> None:
+    """Let prune delete a store once a time is over."""
+    from deploy import keeping
+
+    keeping.say(url, keeping.expiring(url, after), as_json=as_json)
+
+
+@store.command()
+@click.argument("urls", nargs=-1, required=True, metavar="URL...")
+@click.option("--quota", default="", metavar="SIZE", help="What the stores may take together, for example 2TiB.")
+@click.option("--dry-run", is_flag=True, help="Say what would be deleted; delete nothing.")
+@click.option(
+    "--grace-hours", type=click.FloatRange(0), default=24.0, show_default=True,
+    help="Keep what a job has read within this time: it may still be reading.",
+)  # fmt: skip
+@json_option
+def prune(urls: tuple[str, ...], quota: str, dry_run: bool, grace_hours: float, as_json: bool) -> None:
+    """Delete expired stores, and those used longest ago until a quota holds; exit code 1 if it cannot."""
+    from deploy import keeping
+
+    done = keeping.pruned(urls, quota=quota, is_rehearsal=dry_run, grace_s=grace_hours * 3600)
+    show.emit(keeping.pruning_facts(done), keeping.pruning_lines(done, is_rehearsal=dry_run), as_json=as_json)
+    if not done.is_within_quota:
+        raise click.exceptions.Exit(1)
+
+
 @store.command("info")
 @click.argument("url")
 @json_option

@@ -9,6 +9,7 @@ from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 from schemas.corpus import TokensSpec
 from schemas.fields import LOSSY, Codec, Dtype, HookPoint, Layout, Name, Spec, Url
 from schemas.model import ModelSpec
+from schemas.retention import RetentionSpec
 
 
 class Storage(Spec):
@@ -98,6 +99,8 @@ class CollectSpec(Spec):
     """Layout of the store."""
     statistics: StatisticsSpec = StatisticsSpec()
     """What is measured of the rows."""
+    retention: RetentionSpec = RetentionSpec()
+    """How long the store is kept."""
     workers: CollectWorkers = CollectWorkers()
     """Resources."""
     output: Url

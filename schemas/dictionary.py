@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
-from schemas.fields import HookPoint, Name, Spec
+from schemas.fields import Name, SourcePoint, Spec
 
 
 class TopK(Spec):
@@ -43,9 +43,9 @@ class DictionarySpec(Spec):
 
     name: Name
     """Folder name of the result."""
-    sources: Annotated[list[HookPoint], Field(min_length=1)]
-    """Hook points that are encoded (and summed)."""
-    targets: list[HookPoint] = []
+    sources: Annotated[list[SourcePoint], Field(min_length=1)]
+    """Hook points that are encoded (and summed); ``NAME/HOOK`` where the job reads several stores."""
+    targets: list[SourcePoint] = []
     """Hook points that are reconstructed; empty: the sources."""
     num_latents: PositiveInt
     """Size of the dictionary."""

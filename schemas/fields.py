@@ -5,7 +5,9 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, StringConstraints
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, StringConstraints
+
+from schemas.errors import SpecError
 
 Dtype = Literal["bfloat16", "float16", "float32", "int8", "float8_e4m3"]
 """Stored precision; int8 and float8_e4m3 have a float32 scale for each row and lose precision."""
@@ -67,11 +69,71 @@ ByteSize = Annotated[
 ]
 """A number of bytes, written with its unit: ``512MiB``."""
 
-Url = Annotated[str, StringConstraints(min_length=1, strip_whitespace=True)]
-"""A local path or any URL that fsspec opens: ``runs/a``, ``s3://bucket/key``, ``memory://x``."""
+_SECONDS = {"s": 1, "min": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
+
+
+def parse_duration(value: Any) -> Any:
+    """``'30d'`` -> 2592000 seconds; whole numbers pass as they are."""
+    if not isinstance(value, str):
+        return value
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(s|min|h|d|w)\s*", value)
+    if match is None:
+        raise ValueError(f"a duration is a number and a unit ({', '.join(_SECONDS)}), for example '30d'; got {value!r}")
+    return int(float(match[1]) * _SECONDS[match[2]])
+
+
+def format_duration(seconds: int) -> str:
+    """The longest exact unit: 2592000 -> ``'30d'``."""
+    for unit in ("d", "h", "min"):
+        if seconds and seconds % _SECONDS[unit] == 0:
+            return f"{seconds // _SECONDS[unit]}{unit}"
+    return f"{seconds}s"
+
+
+Duration = Annotated[
+    int,
+    BeforeValidator(parse_duration, json_schema_input_type=int | str),
+    PlainSerializer(format_duration, return_type=str),
+    Field(ge=0),
+]
+"""Seconds, written with their unit: ``30d``, ``12h``."""
+
+_IN_URL = re.compile(
+    r"://[^/]*@|^(s3a?|gc?s)://(?!arn:)[^/]*:|[?&](X-Amz-|X-Goog-|AWSAccessKeyId=|Signature=|sig=)", re.I
+)
+
+
+def require_no_credentials(url: str) -> str:
+    """The URL as it is.
+
+    Raises:
+        SpecError: credentials are part of it (``s3://key:secret@bucket``). The message leaves them out.
+    """
+    if _IN_URL.search(url):
+        scheme = url.partition("://")[0]
+        raise SpecError(
+            f"a URL with credentials in it ({scheme}://***) is refused: specs are kept in stores, logs and reports. "
+            "Put them into the environment (AWS_ACCESS_KEY_ID, GOOGLE_APPLICATION_CREDENTIALS) or the storage's own "
+            "files (~/.aws/credentials), and replace those that were written down"
+        )
+    return url
+
+
+Url = Annotated[str, StringConstraints(min_length=1, strip_whitespace=True), AfterValidator(require_no_credentials)]
+"""A local path or any URL that fsspec opens, without credentials: ``runs/a``, ``s3://bucket/key``, ``memory://x``."""
 
 HookPoint = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.:\-]+$")]
 """A TransformerLens hook name (``blocks.3.hook_resid_post``) or ``module:<path>:in|out``."""
 
-Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.\-]{0,63}$")]
+_NAME = r"[A-Za-z0-9][A-Za-z0-9_.\-]{0,63}"
+
+Name = Annotated[str, StringConstraints(pattern=rf"^{_NAME}$")]
 """A name that is also a folder: letters, digits, ``_``, ``.``, ``-``."""
+
+SourcePoint = Annotated[str, StringConstraints(pattern=rf"^({_NAME}/)?[A-Za-z0-9_.:\-]+$")]
+"""A hook point of a store, or of one of several that are read together: ``NAME/blocks.3.hook_resid_post``."""
+
+
+def is_name(text: str) -> bool:
+    """Whether it could be a ``Name``."""
+    return re.fullmatch(_NAME, text) is not None

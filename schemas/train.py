@@ -95,6 +95,11 @@ class TrainSpec(Spec):
     output: Url
     """Folder of the results: ``NAME/dictionary.safetensors`` and ``NAME/dictionary.json`` for each dictionary."""
 
+    @property
+    def store_urls(self) -> list[str]:
+        """Of the one store, or of all that are joined."""
+        return [self.store] if isinstance(self.store, str) else list(self.store.values())
+
     @model_validator(mode="after")
     def _distinct_names(self) -> Self:
         names = [dictionary.name for dictionary in self.dictionaries]

@@ -6,6 +6,7 @@ from typing import Any
 
 import ray
 
+from pipeline.store.retention import noted_use
 from schemas.errors import HeadworksError, JobError
 from schemas.evaluate import EvaluateSpec
 from workers import board
@@ -28,7 +29,8 @@ def run_evaluate(spec: EvaluateSpec, *, progress: Progress) -> dict[str, Any]:
     task = ray.remote(num_cpus=num_cpus, num_gpus=num_gpus, max_retries=1)(_evaluate)
     reference = task.remote(spec.model_dump(mode="json"), notices, max(1, int(num_cpus)))
     try:
-        _watch(reference, notices, spec.name, progress)
+        with noted_use([spec.store], spec.name):
+            _watch(reference, notices, spec.name, progress)
         figures: dict[str, Any] = ray.get(reference)
         # It says how far it is as soon as it computes.
         figures = {**figures, "reused": not board.read(notices)}

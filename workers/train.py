@@ -29,8 +29,9 @@ import ray.train
 import ray.train.torch
 from ray.train import TrainingFailedError
 
+from pipeline.store.joined import open_any
 from pipeline.store.objects import Objects
-from pipeline.store.reader import Store
+from pipeline.store.retention import noted_use
 from pipeline.training import engine, resume
 from pipeline.training.identity import identity
 from schemas.errors import HeadworksError, JobError, ResourceError
@@ -63,7 +64,8 @@ def run_train(spec: TrainSpec, *, progress: Progress) -> dict[str, Any]:
         return summary
     for attempt in range(spec.workers.max_failures + 1):
         try:
-            summary = _fit(spec, f"{fingerprint(facts)[:16]}-{attempt}", progress)
+            with noted_use(spec.store_urls, spec.name):
+                summary = _fit(spec, f"{fingerprint(facts)[:16]}-{attempt}", progress)
         except TrainingFailedError as failure:
             cause = _cause(failure)
             if isinstance(cause, HeadworksError):
@@ -80,7 +82,7 @@ def run_train(spec: TrainSpec, *, progress: Progress) -> dict[str, Any]:
 
 
 def _identity(spec: TrainSpec) -> dict[str, Any]:
-    store = Store.open(spec.store)
+    store = open_any(spec.store)
     return identity(spec, store_fingerprint=store.fingerprint, num_rows=store.num_rows)
 
 

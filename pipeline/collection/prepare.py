@@ -15,10 +15,11 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from pipeline.collection.passes import plan_passes
 from pipeline.collection.plan import pending
 from pipeline.models.identity import model_identity
 from pipeline.store import layout
-from pipeline.store.log import Event, StoreLog, completion, opened_passes
+from pipeline.store.log import Event, StoreLog, opened_passes
 from pipeline.store.objects import Objects
 from pipeline.store.words import stored_dtype
 from pipeline.store.writer import StoreWriter
@@ -97,40 +98,26 @@ def table_url(spec: CollectSpec) -> str:
 def prepare(spec: CollectSpec, table: TokenTable) -> list[Pending]:
     """The passes of the job in the order in which they run, with what is missing of each.
 
-    A store's hook points have their rows in common: a job with more rows than the store shows collects them of every
-    hook point that it shows, and hook points that an earlier run of the job began are collected of as many rows as
-    another job has given the store meanwhile.
-
     Raises:
         MismatchError: the store at the output was made from other facts; names them.
     """
     record = store_record(spec, table)
-    objects = Objects(spec.output)
-    events = _events(objects, record)
-    found, shown = opened_passes(events), completion(events)
-    _require_same_batches(spec, found)
-    held = {hook for one in found.values() for hook in one.hook_points}
-    missing = tuple(hook for hook in spec.hook_points if hook not in held)
-    begun = [pass_ for pass_, one in found.items() if {*one.hook_points} & {*spec.hook_points}]
-    num_rows = planned_rows(spec, table.num_rows)
-    if shown and num_rows < shown.num_rows and {*begun} - {*shown.passes}:
-        num_rows = _rows_of_others(spec, table, shown.num_rows)
-    if shown and num_rows > shown.num_rows:
-        begun += [pass_ for pass_ in shown.passes if pass_ not in begun]
-    new = CollectPass(spec, record, table.url, missing, num_rows)
-    passes = [_continued(new, found[pass_]) for pass_ in begun]
-    return [*passes, Pending(new)] if missing else passes
+    events = _events(Objects(spec.output), record)
+    _require_same_batches(spec, opened_passes(events))
+    plan = plan_passes(events, spec.hook_points, planned_rows(spec, table.num_rows))
+    _require_table(spec, table, plan.num_rows)
+    new = CollectPass(spec, record, table.url, plan.missing, plan.num_rows)
+    passes = [_continued(new, one) for one in plan.begun]
+    return [*passes, Pending(new)] if plan.missing else passes
 
 
-def _rows_of_others(spec: CollectSpec, table: TokenTable, num_rows: int) -> int:
-    """The store's rows, if the table as other jobs left it has them."""
-    written = TokenTable.open(table.url).num_rows
-    if written < num_rows:
+def _require_table(spec: CollectSpec, table: TokenTable, num_rows: int) -> None:
+    """The plan may have more rows than the job asked for, where another job has given the store more meanwhile."""
+    if num_rows > table.num_rows and (written := TokenTable.open(table.url).num_rows) < num_rows:
         raise MismatchError(
-            f"the store at {spec.output} has got {num_rows} rows meanwhile, the token table at {table.url} has "
-            f"{written}. Choose max_tokens={num_rows}: the rows that are there are kept."
+            f"the store at {spec.output} has {num_rows} rows by now, the token table at {table.url} only {written}. "
+            f"Choose max_tokens={num_rows}: what is there is kept."
         )
-    return num_rows
 
 
 def planned_rows(spec: CollectSpec, table_rows: int) -> int:
@@ -196,7 +183,8 @@ def _events(objects: Objects, record: StoreRecord) -> list[Event]:
     try:
         theirs = layout.read_record(objects)
     except MissingError:
-        return []
+        # A store that has lost its record still has its log: joining it writes the record anew.
+        return StoreLog(objects).read()
     require_equal(
         record.identity,
         theirs.identity,

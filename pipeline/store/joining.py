@@ -25,6 +25,7 @@ from pipeline.store.layout import (
 )
 from pipeline.store.log import Event, StoreLog, completion, opened_passes
 from pipeline.store.objects import Objects
+from pipeline.store.retention import require_not_deleting
 from schemas.errors import MismatchError, MissingError, SpecError
 from schemas.fingerprint import fingerprint, require_equal
 from schemas.store import PassOpened, PassRecord, StoreRecord
@@ -38,9 +39,10 @@ def join(objects: Objects, record: StoreRecord, pass_record: PassRecord, num_row
     Raises:
         SpecError: the record contradicts itself, or there are no rows. MismatchError: the store has another identity,
         another pass holds one of the hook points, or ``num_rows`` does not fit the rows that the store has. Nothing of
-        the pass is written then.
+        the pass is written then. BusyError: the store is being deleted.
     """
     _check(record, pass_record, num_rows)
+    require_not_deleting(objects)
     objects.create(ROOT, to_bytes(group_metadata(record)))
     found = read_record(objects)
     where = f"the store at {objects.url}"
