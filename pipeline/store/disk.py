@@ -10,7 +10,7 @@ from __future__ import annotations
 import errno
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -34,6 +34,17 @@ class DiskBackend:
         with translated(self.root, key), self._path(key).open("rb") as file:
             file.seek(start)
             return file.read(stop - start)
+
+    def read_into(self, key: str, start: int, out: memoryview) -> int:
+        filled = 0
+        with translated(self.root, key), self._path(key).open("rb", buffering=0) as file:
+            file.seek(start)
+            while filled < len(out) and (more := file.readinto(out[filled:])):
+                filled += more
+        return filled
+
+    def read_spans(self, key: str, spans: Sequence[tuple[int, int]]) -> Iterator[bytes]:
+        return (self.read_range(key, start, stop) for start, stop in spans)
 
     def write(self, key: str, data: bytes | bytearray) -> None:
         path = self._path(key)
@@ -69,6 +80,14 @@ class DiskBackend:
 
     def times(self, folder: str) -> dict[str, float]:
         return {key: facts.st_mtime for key, facts in self._walk(folder)}
+
+    def children(self, folder: str) -> tuple[list[str], list[str]]:
+        with suppress(FileNotFoundError, NotADirectoryError), translated(self.root, folder):
+            entries = [*os.scandir(os.path.join(self.root, folder))]
+            # Links to folders are left out: they can lead in circles, and out of the root.
+            folders = [entry.name for entry in entries if entry.is_dir(follow_symlinks=False)]
+            return [entry.name for entry in entries if entry.is_file()], folders
+        return [], []
 
     def delete(self, key: str) -> None:
         with translated(self.root, key):

@@ -11,6 +11,33 @@ from schemas.errors import HeadworksError, MissingError, ResourceError, Unreacha
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _REFUSED = {errno.EACCES, errno.EPERM, errno.EROFS}
 
+_PASSING_STATUS = {408, 429, 500, 502, 503, 504}
+_PASSING_NAMES = {"ClientError", "ServerDisconnectedError", "ChecksumError", "IncompleteRead", "ServiceRequestError"}
+"""Of aiohttp, gcsfs, http.client and azure.core, told by name: none of them need be installed."""
+
+
+def status(exc: BaseException) -> int | None:
+    """The HTTP status that aiohttp keeps as ``status``, azure.core as ``status_code``, gcsfs as ``code``."""
+    for name in ("status", "status_code", "code"):
+        value = getattr(exc, name, None)
+        if isinstance(value, int | str) and str(value).isdigit():
+            return int(value)
+    return None
+
+
+def passing(exc: Exception) -> str | None:
+    """What to call a failure of a file system that may pass by itself; None of one that will not."""
+    code = status(exc)
+    if code is not None:
+        return f"status {code}" if code in _PASSING_STATUS else None
+    if isinstance(exc, TimeoutError):
+        return "timeout"
+    if isinstance(exc, ConnectionError):
+        return "connection lost"
+    if _PASSING_NAMES & {kind.__name__ for kind in type(exc).__mro__}:
+        return type(exc).__name__
+    return None
+
 
 def missing(root: str, key: str) -> MissingError:
     """There is no such object."""

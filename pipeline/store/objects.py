@@ -1,24 +1,29 @@
 """Objects under one URL: whole-object reads and writes, ranges, put-if-absent. The only door from store to storage.
 
-Local folders are handled with the operating system's own calls (fsync, link, mmap); ``s3://``, ``gs://``, ``memory://``
-and every other URL go through fsspec. Credentials and endpoints come from the environment or the usual files of each
-storage (``AWS_ENDPOINT_URL``, ``~/.aws``), never from a spec.
+Local folders are handled with the operating system's own calls (fsync, link, mmap), ``s3://`` by botocore; ``gs://``,
+``memory://`` and every other URL go through fsspec. Credentials and endpoints come from the environment or the usual
+files of each storage (``AWS_ENDPOINT_URL``, ``~/.aws``), never from a spec.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Protocol
 
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
+from pipeline.store.any_file_system import AnyFileSystem
 from pipeline.store.disk import DiskBackend
 from pipeline.store.failures import missing
-from pipeline.store.remote import RemoteBackend
+from schemas.errors import SpecError
+from schemas.fields import require_no_credentials
 
 Data = bytes | bytearray
 """What is written: whole objects."""
+Names = list[str]
+_EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs"}
 
 
 class Backend(Protocol):
@@ -30,6 +35,10 @@ class Backend(Protocol):
 
     def read_range(self, key: str, start: int, stop: int) -> bytes: ...
 
+    def read_into(self, key: str, start: int, out: memoryview) -> int: ...
+
+    def read_spans(self, key: str, spans: Sequence[tuple[int, int]]) -> Iterator[bytes]: ...
+
     def write(self, key: str, data: Data) -> None: ...
 
     def create(self, key: str, data: Data) -> bool: ...
@@ -40,14 +49,29 @@ class Backend(Protocol):
 
     def times(self, folder: str) -> dict[str, float]: ...
 
+    def children(self, folder: str) -> tuple[list[str], list[str]]: ...
+
     def delete(self, key: str) -> None: ...
 
 
 def _backend(url: str) -> Backend:
-    file_system, root = fsspec.core.url_to_fs(url)
+    require_no_credentials(url)
+    scheme = url.partition("://")[0]
+    try:
+        if scheme in {"s3", "s3a"}:
+            from pipeline.store.s3 import S3  # botocore comes with the extra
+
+            return S3(url)
+        file_system, root = fsspec.core.url_to_fs(url)
+    except ImportError as exc:
+        extra = _EXTRAS.get(scheme)
+        how = f"pip install 'headworks[{extra}]'" if extra else f"install what fsspec asks for ({exc})"
+        raise SpecError(f"{url}: {scheme}:// needs a package that is not installed: {how}") from exc
+    except ValueError as exc:
+        raise SpecError(f"{url}: expected a path or a URL that fsspec opens, got one that it does not: {exc}") from exc
     if isinstance(file_system, LocalFileSystem):
         return DiskBackend(root)
-    return RemoteBackend(file_system, root)
+    return AnyFileSystem(url, file_system, root)
 
 
 def is_partial(key: str) -> bool:
@@ -85,6 +109,14 @@ class Objects:
         """Bytes [start, stop); fewer where the object ends before. Raises MissingError."""
         return self._backend.read_range(_checked(key), start, stop) if stop > start else b""
 
+    def read_into(self, key: str, start: int, out: memoryview) -> int:
+        """Fill ``out``, bytes, from the object's byte ``start`` on; how many there were. Raises MissingError."""
+        return self._backend.read_into(_checked(key), start, out) if len(out) else 0
+
+    def read_spans(self, key: str, spans: Sequence[tuple[int, int]]) -> Iterator[bytes]:
+        """``read_range`` of each (start, stop), in order; from remote storage several at once. Raises MissingError."""
+        return self._backend.read_spans(_checked(key), spans)
+
     def write(self, key: str, data: Data) -> None:
         """Put the whole object, atomically and durably, over whatever was there.
 
@@ -97,8 +129,9 @@ class Objects:
     def create(self, key: str, data: Data) -> bool:
         """Put the object unless there is one: True if this call made it. Of many racing calls one wins.
 
-        Local: ``link(2)``. S3: ``If-None-Match``. memory: a lock. Other file systems: fsspec's ``mode="create"``, which
-        for most is an exists check before the write, and two writers at the same instant can both pass it.
+        Local: ``link(2)``. S3: ``If-None-Match``. GCS: ``ifGenerationMatch``. memory: a lock. Other file systems:
+        fsspec's ``mode="create"``, which for most is an exists check before the write, and two writers at the same
+        instant can both pass it. Where an answer is lost, the call finds out whether the object is its own.
         """
         return self._backend.create(_checked(key), data)
 
@@ -122,6 +155,12 @@ class Objects:
     def list(self, prefix: str = "") -> list[str]:
         """Sorted keys below the root that begin with ``prefix``; interrupted writes are not among them."""
         return [*self.sizes(prefix)]
+
+    def children(self, folder: str = "") -> tuple[Names, Names]:
+        """Sorted names of the objects and of the folders directly in ``folder``; nothing where there is none. One
+        listing of one level, however much lies below."""
+        files, folders = self._backend.children(_checked(folder) if folder else "")
+        return sorted(name for name in files if not is_partial(name)), sorted(folders)
 
     def partials(self, prefix: str = "") -> dict[str, int]:
         """key -> length in bytes of what interrupted writes left behind (local folders only), for a sweep."""
