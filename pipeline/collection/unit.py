@@ -93,13 +93,6 @@ class UnitCollector:
             seconds={"read": read - started, "forward": time.perf_counter() - read},
         )
 
-    def compute(self, unit: int) -> tuple[dict[str, Words], TokenRows]:
-        """What the writer takes: words [n, D] of each hook point (of a lossy store, float32 values), and the token rows
-        of a unit; nothing is written."""
-        start, stop = self.writer.unit_rows(unit)
-        first, rows = self._covering_rows(start, stop)
-        return self._run(rows, start - first, stop - first), rows.slice(start - first, stop - first)
-
     def _covering_rows(self, start: int, stop: int) -> tuple[int, TokenRows]:
         """The first row of the contexts that overlap rows [start, stop), and their rows."""
         first, last = self.table.covering(start, stop)

@@ -94,19 +94,23 @@ def restore_manifest(survey: Survey, damaged: set[str], *, is_rehearsal: bool) -
     Raises:
         IncompleteError, CorruptionError: the ledger is not what the log says.
     """
-    before = None if layout.MANIFEST in damaged else survey.manifest
-    lost = [receipt.key for receipt in (before.covariances.values() if before else ()) if receipt.key in damaged]
+    if survey.manifest is not None:
+        lost = [receipt.key for receipt in survey.manifest.covariances.values() if receipt.key in damaged]
+    else:  # what vouched for them is gone
+        lost = [key for key in survey.sizes if key.startswith("covariances/")]
+    before = None if lost or layout.MANIFEST in damaged else survey.manifest
     if is_rehearsal:
+        yield from (Action(key, "would be computed from the units' co-moments") for key in lost)
         if survey.shown and (layout.MANIFEST in damaged or lost):
-            yield Action(layout.MANIFEST, "computed from the ledger")
+            yield Action(layout.MANIFEST, "would be computed from the ledger")
         return
     for key in lost:
         survey.objects.delete(key)
-    manifest = restored_manifest(survey.objects, survey.record, None if lost else before)
+    manifest = restored_manifest(survey.objects, survey.record, before)
     yield from (Action(key, "computed from the units' co-moments") for key in lost)
     if manifest is None:
         return
     data = to_bytes(sealed(manifest))
-    if survey.objects.read(layout.MANIFEST) != data if survey.objects.exists(layout.MANIFEST) else True:
+    if not survey.objects.exists(layout.MANIFEST) or survey.objects.read(layout.MANIFEST) != data:
         survey.objects.write(layout.MANIFEST, data)
         yield Action(layout.MANIFEST, "computed from the ledger")
