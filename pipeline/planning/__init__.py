@@ -1,0 +1,1 @@
+"""Planning: what a job will make, take and cost, before anything runs."""

@@ -1,0 +1,146 @@
+"""What a network is like, without its weights: built on torch's meta device, run on shapes alone.
+
+The forward is the one that collection runs, cut off behind the last wanted hook point, so widths and floating-point
+operations are those of the real job. Letters: B contexts, L tokens of each, D width.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from pipeline.models.forward import ActivationForward, capture, cut_after
+from pipeline.models.gguf import converted_folder
+from pipeline.models.hooks import HookSite, resolve
+from pipeline.models.identity import check_spec, model_identity
+from pipeline.models.load import backbone_of, build_module, load_model, torch_dtype
+from pipeline.models.location import ModelLocation
+from pipeline.models.quiet import quiet_loading
+from schemas.errors import HeadworksError, ModelError
+from schemas.model import ModelSpec
+
+_WARM_UP, _LEAST_S, _MOST_BATCHES = 1, 2.0, 32
+
+
+@dataclass(frozen=True)
+class Sketch:
+    """What a forward gives and takes."""
+
+    widths: dict[str, int]
+    """hook point -> D."""
+    flop_per_token: float
+    """Multiplications and additions of matrix products and attention, up to the last hook point."""
+
+
+def sketch(spec: ModelSpec, hook_points: Sequence[str], context_length: int) -> Sketch:
+    """Widths and forward operations for full contexts; neither reads nor allocates the weights of a known architecture.
+
+    Raises:
+        HookPointError: an unknown hook point. MissingError, ModelError: as ``load_model``; also a network that cannot
+        run without its weights.
+    """
+    location = check_spec(spec)
+    module = _on_meta(spec, location)
+    sites = resolve(module, list(dict.fromkeys(hook_points)))
+    network = cut_after(module, sites)
+    with FlopCounterMode(display=False) as counter:
+        found = _captured(network, sites, spec, context_length)
+    lost = [site.name for site in sites if site.name not in found]
+    if lost:
+        raise ModelError(f"model {spec.path!r}: the hook points {lost} are never reached by its forward")
+    widths = {name: int(tensor.shape[-1]) for name, tensor in found.items()}
+    return Sketch(widths, counter.get_total_flops() / context_length)
+
+
+def measure(spec: ModelSpec, hook_points: Sequence[str], token_ids: NDArray[np.int64], *, num_threads: int) -> float:
+    """Tokens per second of one replica on this machine: the real network on batches [B, L] of ``token_ids``.
+
+    Raises:
+        HeadworksError: as ``load_model`` and ``ActivationForward``.
+    """
+    before = torch.get_num_threads()
+    torch.set_num_threads(num_threads)
+    try:
+        forward = ActivationForward(load_model(spec), hook_points)
+        batch = torch.from_numpy(token_ids)
+        lengths = torch.full((len(batch),), batch.shape[1])
+        for _ in range(_WARM_UP):
+            _finished(forward.run(batch, lengths))
+        started, runs = time.perf_counter(), 0
+        while runs < _MOST_BATCHES and (runs == 0 or time.perf_counter() - started < _LEAST_S):
+            _finished(forward.run(batch, lengths))
+            runs += 1
+        return runs * batch.numel() / (time.perf_counter() - started)
+    finally:
+        torch.set_num_threads(before)
+
+
+def _finished(found: dict[str, torch.Tensor]) -> None:
+    """Wait for a GPU, which runs behind."""
+    for tensor in found.values():
+        if tensor.device.type == "cuda":
+            torch.cuda.synchronize(tensor.device)
+
+
+def _on_meta(spec: ModelSpec, location: ModelLocation) -> nn.Module:
+    if location.kind == "python":
+        return backbone_of(build_module(spec, location).eval()).to("meta")
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM
+
+    auto: Any = AutoModelForMaskedLM if spec.kind == "masked_lm" else AutoModelForCausalLM
+    try:
+        with quiet_loading():
+            config = AutoConfig.from_pretrained(**_config_place(spec, location))
+            with torch.device("meta"):
+                model = auto.from_config(config, dtype=torch_dtype(spec), attn_implementation=spec.attention)
+    except HeadworksError:
+        raise
+    except (OSError, ValueError, KeyError, ImportError, TypeError, AttributeError) as error:
+        first_line = (str(error).strip().splitlines() or [""])[0]
+        raise ModelError(f"model {spec.path!r} cannot be built from its configuration: {first_line}") from error
+    return backbone_of(model.eval())
+
+
+def _config_place(spec: ModelSpec, location: ModelLocation) -> dict[str, Any]:
+    """Arguments for ``AutoConfig``; of a GGUF file from its conversion where there is one, since parsing takes long."""
+    if location.kind == "hub":
+        return {"pretrained_model_name_or_path": location.path, "revision": spec.revision}
+    if location.kind == "folder":
+        return {"pretrained_model_name_or_path": location.path}
+    identity = model_identity(spec)
+    folder = converted_folder(identity["weights"], identity["dtype"])
+    if folder.exists():
+        return {"pretrained_model_name_or_path": str(folder)}
+    return {"pretrained_model_name_or_path": location.path, "gguf_file": location.file}
+
+
+@torch.no_grad()
+def _captured(
+    network: nn.Module, sites: Sequence[HookSite], spec: ModelSpec, context_length: int
+) -> dict[str, torch.Tensor]:
+    token_ids = torch.zeros((1, context_length), dtype=torch.int64, device="meta")
+
+    def run() -> object:
+        if spec.kind == "module":
+            return network(token_ids)
+        # A mask of four dimensions is used as it is: to make one, transformers would look into the others' values.
+        mask = torch.zeros((1, 1, context_length, context_length), dtype=torch_dtype(spec), device="meta")
+        return network(input_ids=token_ids, attention_mask=mask, position_ids=token_ids, use_cache=False)
+
+    try:
+        return capture(run, sites, copied=set())[0]
+    except HeadworksError:
+        raise
+    except Exception as error:  # whatever the architecture's code says of tensors without values
+        raise ModelError(
+            f"model {spec.path!r} cannot be run without its weights ({type(error).__name__}: "
+            f"{(str(error).strip().splitlines() or [''])[0]}); headworks plan needs that"
+        ) from error
