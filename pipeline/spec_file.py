@@ -58,10 +58,10 @@ def validated(data: Any, *, where: str) -> AnyJob:
     except ValidationError as error:
         lines = explained(error)
         if len(lines) == 1:
-            raise SpecError(f"{where}: {lines[0]}") from error
+            raise SpecError(f"{where}: {lines[0]}") from None  # pydantic's own repeats values, credentials among them
         raise SpecError(
             f"{where}: {len(lines)} fields are wrong:\n" + "\n".join(f"  {line}" for line in lines)
-        ) from error
+        ) from None
 
 
 def parse_yaml(text: str, *, where: str) -> Any:

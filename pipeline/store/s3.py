@@ -36,6 +36,8 @@ from pipeline.store.remote import Facts, Level, Page, Piece, RemoteBackend, requ
 from pipeline.store.retrying import NO_CONNECTION
 from schemas.errors import HeadworksError, MissingError, ResourceError, UnreachableError
 
+SILENCE_S = 30.0
+"""A connection on which nothing arrives for so long counts as lost."""
 _MARK = "headworks-put"
 _MOST_PARTS = 10_000
 _PASSING_STATUS = {408, 429, 500, 502, 503, 504}
@@ -211,7 +213,7 @@ class S3(RemoteBackend):
     @property
     def _client(self) -> Any:
         facts = sorted((name, value) for name, value in os.environ.items() if name.startswith("AWS_"))
-        return _client(os.getpid(), tuple(facts))
+        return _client(os.getpid(), tuple(facts), SILENCE_S)
 
     def _explained(self, key: str, exc: ClientError) -> HeadworksError:
         code, status, where = _code(exc), _status(exc), self.where(key)
@@ -230,7 +232,7 @@ class S3(RemoteBackend):
 
 
 @lru_cache(maxsize=4)
-def _client(pid: int, environment: tuple[tuple[str, str], ...]) -> Any:
+def _client(pid: int, environment: tuple[tuple[str, str], ...], silence_s: float) -> Any:
     """One for each process, since a connection cannot be shared with a forked child, and for each environment. It
     retries nothing by itself."""
     return get_session().create_client(
@@ -238,8 +240,8 @@ def _client(pid: int, environment: tuple[tuple[str, str], ...]) -> Any:
         config=Config(
             retries={"total_max_attempts": 1},
             max_pool_connections=2 * REQUESTS_AT_ONCE,
-            connect_timeout=10,
-            read_timeout=30,
+            connect_timeout=min(10, silence_s),
+            read_timeout=silence_s,
             tcp_keepalive=True,
             user_agent_extra="headworks",
         ),

@@ -74,8 +74,9 @@ def open_source(objects: Objects, receipt: ObjectReceipt, *, is_mapped: bool = T
         return Source(where, size_bytes, lambda start, stop: whole[start:stop], whole)
 
     def read(start: int, stop: int) -> Bytes:
+        out = np.empty(stop - start, dtype=np.uint8)
         try:
-            return np.frombuffer(objects.read_range(receipt.key, start, stop), dtype=np.uint8)
+            return out[: objects.read_into(receipt.key, start, out.data)]
         except MissingError as exc:
             raise CorruptionError(f"{where}: expected {receipt.size_bytes} bytes, got no object") from exc
 
