@@ -138,7 +138,8 @@ class Shuffled(Spec):
     store_url: str
     """Where it was; a hint."""
     table_fingerprint: str
-    """Its token table: ``source_row`` of the token rows is a row of that."""
+    """Its token table, or that of the store which it is an export of: ``source_row`` of the token rows is a row of
+    that."""
     seed: NonNegativeInt
     """Seed of the order."""
 

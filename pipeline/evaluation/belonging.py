@@ -23,12 +23,14 @@ def require(store: Store, dictionaries: Sequence[Trained], spec: EvaluateSpec) -
     Raises:
         HookPointError: the store lacks a hook point of a dictionary.
         MismatchError: another model, another width, or, for held-out rows, another token table.
-        SpecError: the store is shuffled, or cross-entropy was asked for of a model without a language modelling head.
+        SpecError: the store's rows are not in the order of their text, or cross-entropy was asked for of a model
+            without a language modelling head.
     """
-    if store.record.shuffled is not None:
+    origin = store.record.shuffled or store.record.exported
+    if origin is not None and store.tokens(0, 1).source_row is not None:
         raise SpecError(
-            f"the store at {store.url} is shuffled, and an evaluation needs whole contexts: evaluate on the store that "
-            f"it was made from, {store.record.shuffled.store_url}"
+            f"the rows of the store at {store.url} are not in the order of their text, and an evaluation needs whole "
+            f"contexts: evaluate on the store that it was made from, {origin.store_url}"
         )
     for trained in dictionaries:
         _require_points(store, trained)

@@ -35,7 +35,7 @@ class EligibleRows:
         self.same_context_rate = same_context_rate
         """Chance that two different eligible rows, drawn at random from the whole store, are of one context."""
         self.contexts: ContextIndex | None = None
-        """The context of every row; None of a shuffled store, which has it in its token rows only."""
+        """The context of every row; None of a store in another order than its text's: its token rows have it."""
         packed: list[npt.NDArray[np.uint8]] = []
         counts: list[int] = []
         for mask in masks:
@@ -74,9 +74,9 @@ def scan(store: AnyStore, hook_points: Sequence[str], rows: RowFilter, split: Sp
     """
     limits = {hook: _norm_limit(store, hook, rows) for hook in hook_points}
     watched = {hook: limit for hook, limit in limits.items() if limit is not None}
-    is_shuffled = store.record.shuffled is not None
+    is_shuffled = store.num_rows > 0 and store.tokens(0, 1).source_row is not None
     contexts = ScatteredContextPairs() if is_shuffled else ContextPairs()
-    begins: list[Mask] = []
+    begins: list[npt.NDArray[np.uint8]] = []
 
     def masks() -> Iterator[Mask]:
         for tokens in _slabs(store):

@@ -37,8 +37,9 @@ TOKEN_COLUMNS = (
     Column("document_id", np.dtype("<i8")),
     Column("position", np.dtype("<i4")),
     Column("held_out", np.dtype("?")),
+    Column("source_row", np.dtype("<i8")),
 )
-"""What moves with every row besides its words; ``row`` is the source's."""
+"""What moves with every row besides its words; ``row`` is the source's, ``source_row`` that of the token table."""
 
 _PACKAGES = ("headworks", "numpy", "zarr")
 
@@ -180,7 +181,8 @@ def _record(source: Store, spec: ShuffleSpec) -> StoreRecord:
             "shuffled": Shuffled(
                 store_fingerprint=source.fingerprint,
                 store_url=source.url,
-                table_fingerprint=source.table_fingerprint,
+                # Of an export of some rows the table is the one that they were chosen from.
+                table_fingerprint=(source.record.exported or source).table_fingerprint,
                 seed=spec.seed,
             ),
         }

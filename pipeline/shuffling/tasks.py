@@ -160,8 +160,10 @@ class Shuffling:
 
     def _source_block(self, start: int, stop: int) -> Iterator[Column]:
         tokens = self.source.tokens(start, stop)
-        for column in TOKEN_COLUMNS:
-            yield column.name, getattr(tokens, column.name)
+        columns = {column.name: getattr(tokens, column.name) for column in TOKEN_COLUMNS}
+        if columns["source_row"] is None:
+            columns["source_row"] = tokens.row
+        yield from columns.items()
         for one in self.job.passes:
             for hook in one.hook_points:
                 yield words_column(hook), self.source.read_rows(hook, start, stop)
@@ -175,8 +177,7 @@ class Shuffling:
         start, stop = self.writers[0].unit_rows(unit)
         mine = slice(start - first, stop - first)
         facts = {column.name: columns[column.name][mine] for column in TOKEN_COLUMNS}
-        source_row = facts.pop("row")
-        tokens = TokenRows(row=np.arange(start, stop), source_row=source_row, **facts)
+        tokens = TokenRows(**{**facts, "row": np.arange(start, stop)})
         size_bytes = 0
         for writer, one in zip(self.writers, self.job.passes, strict=True):
             arrays = {hook: columns[words_column(hook)][mine] for hook in one.hook_points}

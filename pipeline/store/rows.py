@@ -49,7 +49,8 @@ class TokenRows:
     held_out: npt.NDArray[np.bool_]
     """[T] true where the document is kept from training."""
     source_row: npt.NDArray[np.int64] | None = None
-    """[T] row in the store that was shuffled, of a shuffled store only; elsewhere None."""
+    """[T] row of the token table, where it is not ``row``: in a shuffled store, and in an export of some rows. None
+    where rows are in the table's order."""
 
     def __post_init__(self) -> None:
         for name, kind in self._columns.items():
@@ -84,6 +85,10 @@ class TokenRows:
     def slice(self, start: int, stop: int) -> Self:
         """Rows [start, stop) of these T, as views."""
         return type(self)(*(getattr(self, name)[start:stop] for name in self._columns))
+
+    def take(self, places: npt.NDArray[np.int64]) -> Self:
+        """The rows at ``places`` among these T, copied."""
+        return type(self)(*(getattr(self, name)[places] for name in self._columns))
 
     @classmethod
     def empty(cls) -> Self:

@@ -47,8 +47,8 @@ def write(spec: TrainSpec, store: AnyStore, progress: Progress, dictionary: Dict
         d_target=dictionary.d_target,
         scales=dictionary.scales,
         store_fingerprint=store.fingerprint,
-        # A shuffled store's documents are those of the table that its rows come from.
-        table_fingerprint=store.record.shuffled.table_fingerprint if store.record.shuffled else store.table_fingerprint,
+        # The documents of a store in another order are those of the table that its rows come from.
+        table_fingerprint=(store.record.shuffled or store.record.exported or store).table_fingerprint,
         model=store.record.identity.get("model", {}),
         train_spec=spec.model_dump(mode="json"),
         steps=progress.step,

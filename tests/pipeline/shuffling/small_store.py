@@ -16,7 +16,7 @@ from schemas.store import PassRecord, StoreRecord
 
 PASSES = ({"resid": 6, "mlp": 3}, {"attn": 4})
 CONTEXT = 12
-ROW_BYTES = 25 + 2 * 13
+ROW_BYTES = 33 + 2 * 13
 
 
 def write_source(
@@ -24,7 +24,7 @@ def write_source(
 ) -> StoreRecord:
     """Row r has at ``resid`` the numbers r // 64 and r % 64, which bfloat16 holds exactly, and random ones."""
     facts = {"dtype": "bfloat16", "chunk_rows": 8, "shard_rows": 32, "codec": "none", **storage}
-    identity = {"model": model, "table": table, "storage": facts}
+    identity = {"model": {"path": model}, "table": table, "storage": facts}
     record = StoreRecord(
         fingerprint=fingerprint(identity), identity=identity, table_fingerprint=table, table_url="",
         specials={"bos": 0}, spec={"kind": "collect"}, versions={"torch": "0"}, **facts,
@@ -57,10 +57,9 @@ def shuffle_spec(source: str, output: Path | str, *, memory: int = 2**20, **fact
 
 
 def objects_of(url: str | Path) -> dict[str, bytes]:
-    """Path -> bytes of every file of a store, but for those that say when, by whom or with what memory."""
+    """Path -> bytes of every file of a store, but for those that say when, by whom or with what memory,
+    and what kills have left."""
     root = Path(url)
-    return {
-        str(path.relative_to(root)): path.read_bytes()
-        for path in sorted(root.rglob("*"))
-        if path.is_file() and path.relative_to(root).parts[0] not in ("ledger", "zarr.json", "log", "leases")
-    }
+    files = [path for path in sorted(root.rglob("*")) if path.is_file() and path.suffix != ".partial"]
+    found = {str(path.relative_to(root)): path.read_bytes() for path in files}
+    return {key: data for key, data in found.items() if not key.startswith(("ledger/", "zarr.json", "log/", "leases/"))}
