@@ -98,7 +98,7 @@ def find_stores(
 def entry_of(objects: Objects) -> StoreEntry:
     """What the documents of the store at hand say; raises nothing that they can be the cause of."""
     try:
-        return _entry(objects)
+        return _foreign_array(objects) or _entry(objects)
     except (MismatchError, MissingError) as error:
         return StoreEntry(objects.url, "foreign", problem=str(error))
     except HeadworksError as error:
@@ -124,6 +124,14 @@ def _below(root: Objects, max_depth: int) -> Iterator[StoreEntry]:
             raise MissingError(f"there is nothing at {root.url}; check the path")
         yield from in_order(root, entry_of, [root.at(folder) if folder else root for folder in stores])
         level = following
+
+
+def _foreign_array(objects: Objects) -> StoreEntry | None:
+    """A Zarr array at the root, which a store never has; None of anything else."""
+    facts = layout.read_document(objects, layout.ROOT) or {}
+    if facts.get("node_type") != "array":
+        return None
+    return StoreEntry(objects.url, "foreign", problem="a Zarr array of another program, expected the group of a store")
 
 
 def _entry(objects: Objects) -> StoreEntry:

@@ -87,6 +87,7 @@ def delete_store(url: str, *, reason: str) -> Deleted:
         for _ in in_order(objects, objects.delete, [key for key in sizes if key not in last]):
             pass
         objects.delete(ROOT)
+        objects.delete(RETENTION)  # again: a pin that came too late may have written it after the listing
     objects.delete(DELETING)
     gone = {key: size for key, size in sizes.items() if key != lease_key(lease.job)}
     num_kept = len([key for key in objects.sizes() if not _is_own(key)])

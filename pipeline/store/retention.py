@@ -116,17 +116,25 @@ def noted_use(urls: Iterable[str], job: str, *, every_s: float = 3600.0) -> Iter
 
 
 def _change(objects: Objects, change: Callable[[Retention], Retention]) -> Retention:
-    read_record(objects)
-    require_not_deleting(objects)
+    _require_store(objects)
     while True:
         wanted = change(read_retention(objects)).model_copy(update={"set_by": this_process()})
         objects.write(RETENTION, to_bytes(sealed(wanted)))
         # Written first and looked at then, as the deletion does the other way round: one of the two sees the other.
-        require_not_deleting(objects)
+        try:
+            _require_store(objects)
+        except MissingError:
+            objects.delete(RETENTION)  # a whole deletion lay between
+            raise
         found = read_retention(objects)
         # Two people at once: whoever was written over writes again what it is about.
         if change(found) == found:
             return found
+
+
+def _require_store(objects: Objects) -> None:
+    require_not_deleting(objects)
+    read_record(objects)
 
 
 def _read(objects: Objects, key: str, kind: type[Record]) -> Record | None:
