@@ -13,7 +13,7 @@ Source: https://arrow.apache.org/docs/format/Columnar.html, "IPC File Format" an
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from pipeline.store.checksums import crc32c_hex
+from pipeline.store.checksums import Buffer, crc32c_hex, crc32c_of_pieces
 from pipeline.store.chunks import gather_rows, read_rows
 from pipeline.store.rounding import Scales
 from pipeline.store.sources import Bytes, Source
@@ -57,20 +57,25 @@ class ArrowGeometry:
         return -(-num_rows // self.chunk_rows)
 
 
-def encode_arrow(words: Words, scales: Scales | None, chunk_rows: int, attributes: Mapping[str, str]) -> bytes:
+def encode_arrow(words: Words, scales: Scales | None, chunk_rows: int, attributes: Mapping[str, str]) -> bytearray:
     """Words [n, D] with n > 0 and, of a lossy store, scales [n] -> the whole object. Equal rows and one version of
     pyarrow give equal bytes. ``attributes`` go to the schema's metadata, ``logical_dtype`` to the column's too."""
     source = np.ascontiguousarray(words)
-    geometry = ArrowGeometry(chunk_rows, words.shape[1], words.dtype, scales is not None)
-    schema = _schema(geometry, attributes)
-    sink = pa.BufferOutputStream()
-    with pa.ipc.new_file(sink, schema) as writer:
-        for start in range(0, len(source), chunk_rows):
-            part = slice(start, start + chunk_rows)
-            arrays = _arrays(source[part], None if scales is None else scales[part], schema)
-            body = _body(source[part], None if scales is None else scales[part])
-            writer.write_batch(pa.record_batch(arrays, schema=schema), custom_metadata={"crc32c": crc32c_hex(body)})
-    return bytes(sink.getvalue())
+    schema = _schema(ArrowGeometry(chunk_rows, words.shape[1], words.dtype, scales is not None), attributes)
+    parts = [slice(start, start + chunk_rows) for start in range(0, len(source), chunk_rows)]
+    batches = [_batch(source[part], None if scales is None else scales[part], schema) for part in parts]
+    # Written twice, the first time only to learn the size: a sink that grows would copy everything more than once.
+    measured = pa.MockOutputStream()
+    _write(measured, schema, batches)
+    out = bytearray(measured.size())
+    _write(pa.FixedSizeBufferWriter(pa.py_buffer(out)), schema, batches)
+    return out
+
+
+def _write(sink: pa.NativeFile, schema: pa.Schema, batches: Sequence[tuple[pa.RecordBatch, str]]) -> None:
+    with sink, pa.ipc.new_file(sink, schema) as writer:
+        for batch, checksum in batches:
+            writer.write_batch(batch, custom_metadata={"crc32c": checksum})
 
 
 def _schema(geometry: ArrowGeometry, attributes: Mapping[str, str]) -> pa.Schema:
@@ -82,21 +87,17 @@ def _schema(geometry: ArrowGeometry, attributes: Mapping[str, str]) -> pa.Schema
     return pa.schema(fields, metadata=dict(attributes))
 
 
-def _arrays(words: Words, scales: Scales | None, schema: pa.Schema) -> list[pa.Array]:
+def _batch(words: Words, scales: Scales | None, schema: pa.Schema) -> tuple[pa.RecordBatch, str]:
+    """The rows as a record batch, sharing memory, and the CRC-32C of the body that Arrow will write for them."""
     tensor = schema.field("activations").type
     flat = pa.Array.from_buffers(tensor.value_type, words.size, [None, pa.py_buffer(words)])
     storage = pa.FixedSizeListArray.from_arrays(flat, type=tensor.storage_type)
-    return [pa.ExtensionArray.from_storage(tensor, storage), *([] if scales is None else [pa.array(scales)])]
-
-
-def _body(words: Words, scales: Scales | None) -> bytearray:
-    """The bytes that Arrow will write for these rows."""
-    body = bytearray()
-    for column in (words, scales):
-        if column is not None:
-            body += column.tobytes()
-            body += bytes(-len(body) % 8)
-    return body
+    columns = [pa.ExtensionArray.from_storage(tensor, storage), *([] if scales is None else [pa.array(scales)])]
+    pieces: list[Buffer] = []
+    for array in (words, scales):
+        if array is not None:
+            pieces += [array.reshape(-1), bytes(-array.nbytes % 8)]
+    return pa.record_batch(columns, schema=schema), crc32c_of_pieces(pieces)
 
 
 def _padded(size_bytes: int) -> int:

@@ -239,10 +239,10 @@ class UnitObjects:
         located = Located(receipt.chunk_offsets, receipt.chunk_crc32c)
         return ArrowFile(source, self._arrow_geometry, self.num_rows, located, crc32c=receipt.crc32c, verified=verified)
 
-    def _encoded_arrow(self, rows: StoredRows) -> bytes:
+    def _encoded_arrow(self, rows: StoredRows) -> bytearray:
         return encode_arrow(rows.words, rows.scales, self.record.chunk_rows, self._attributes)
 
-    def _arrow_receipt(self, data: bytes) -> ObjectReceipt:
+    def _arrow_receipt(self, data: bytes | bytearray) -> ObjectReceipt:
         located = self._located(data)
         return ObjectReceipt(
             key=self.keys[self.hook],
@@ -252,7 +252,7 @@ class UnitObjects:
             chunk_offsets=located.offsets,
         )
 
-    def _located(self, data: bytes) -> Located:
+    def _located(self, data: bytes | bytearray) -> Located:
         return locate(data, self._arrow_geometry, self.num_rows, self._attributes, key=self.keys[self.hook])
 
     def _decoded_arrow(self, data: bytes) -> StoredRows:
