@@ -27,7 +27,7 @@ from schemas.errors import DivergenceError
 from schemas.train import RowFilter, RowOrder
 
 if TYPE_CHECKING:
-    from pipeline.store.reader import Store
+    from pipeline.store.joined import AnyStore
 
 Ints = npt.NDArray[np.int64]
 
@@ -63,7 +63,7 @@ class RowFeed:
 
     def __init__(
         self,
-        store: Store,
+        store: AnyStore,
         hook_points: Sequence[str],
         *,
         rows: RowFilter,
@@ -121,8 +121,14 @@ class RowFeed:
         return self._reader.epoch(epoch)
 
     def shuffle_quality(self, state: FeedState = START) -> ShuffleQuality:
-        """Measure one global batch. Reads the tokens of its chunks: for a log line now and then, not for every step."""
+        """Measure one global batch: works out the window that it lies in."""
         return self._reader.shuffle_quality(state)
+
+    def quality_of(self, batch: FeedBatch) -> ShuffleQuality:
+        """Measure the global batch of which this is a share: in a millisecond where there is one rank only."""
+        if self.world_size == 1:
+            return self._reader.quality_of(batch.rows)
+        return self._reader.shuffle_quality(FeedState(batch.epoch, batch.batch))
 
     def iterate(self, start: FeedState = START, turn: Turn = EVERY) -> Generator[FeedBatch, None, None]:
         """Batches from ``start`` on, without end. Every rank gets the same number of them.
@@ -163,7 +169,7 @@ def _words_of(tensors: dict[str, Tensor]) -> Buffers:
     }
 
 
-def scales(store: Store, hook_points: Sequence[str], normalise: Literal["mean_norm", "none"]) -> dict[str, float]:
+def scales(store: AnyStore, hook_points: Sequence[str], normalise: Literal["mean_norm", "none"]) -> dict[str, float]:
     """hook point -> factor of its activations: sqrt(D) / mean row norm over the whole store, or 1.
 
     Raises:

@@ -117,6 +117,7 @@ def test_fewer_tokens_need_nothing(model: Path, corpus: Path, tmp_path: Path) ->
         ({"model": {"attention": "eager"}}, "model.attention"),
         ({"tokens": {"output": "{tmp}/other", "seed": 1}}, "table"),
         ({"batch_tokens": 48}, "batch_tokens"),
+        ({"statistics": {"covariance": True}}, r"statistics\.covariance"),
     ],
 )
 def test_a_store_of_another_identity_is_refused_by_field(

@@ -145,3 +145,14 @@ def test_a_disk_that_fills_up_keeps_what_is_committed(model: Path, corpus: Path,
     collected(spec)
     collected(small_spec(model, corpus, tmp_path / "b" / "store"))
     assert digests(tmp_path / "a" / "store") == digests(tmp_path / "b" / "store")
+
+
+def test_statistics_that_were_asked_for_are_measured(model: Path, corpus: Path, tmp_path: Path) -> None:
+    wanted = {"covariance": True, "outlier_tokens": 3}
+    store = collected(small_spec(model, corpus, tmp_path / "store", statistics=wanted))
+    rows, tokens = store.read_values(HOOKS[0], 0, store.num_rows).astype(np.float64), store.tokens()
+    np.testing.assert_allclose(store.covariance(HOOKS[0]), np.cov(rows.T, bias=True), rtol=1e-9, atol=1e-12)
+    greatest = np.argsort(-np.linalg.norm(rows, axis=1), kind="stable")[:3]
+    outliers = store.statistics[HOOKS[0]].outliers
+    assert [one.row for one in outliers] == greatest.tolist()
+    assert [one.token_id for one in outliers] == tokens.token_id[greatest].tolist()
