@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 from numcodecs import blosc  # type: ignore[import-untyped]
 
+from pipeline.store import bf16_codec
 from pipeline.store.checksums import Buffer, crc32c
 from pipeline.store.chunks import gather_rows, read_rows
 from pipeline.store.sources import Bytes, Source
@@ -86,12 +87,14 @@ def encode_shard(words: Words, chunk_rows: int, shard_rows: int, codec: Codec) -
 
 
 def _stored_chunk(rows: Words, geometry: Geometry) -> Bytes:
-    """Filled up with zero rows to a whole chunk; ``zstd``: through Blosc's byte shuffle, level 1."""
+    """Filled up with zero rows to a whole chunk; ``zstd``: through Blosc's byte shuffle, level 1; ``bf16``: bf16_codec."""
     if len(rows) < geometry.chunk_rows:
         rows = np.concatenate([rows, np.zeros((geometry.chunk_rows - len(rows), geometry.width), dtype=rows.dtype)])
     flat = rows.reshape(-1)
     if geometry.codec == "none":
         return flat.view(np.uint8)
+    if geometry.codec == "bf16":
+        return bf16_codec.encode(rows)
     # Blosc's threads append blocks in the order in which they finish: with one thread equal words give equal bytes.
     blosc.use_threads = False
     packed = blosc.compress(flat, b"zstd", 1, blosc.SHUFFLE, 0, geometry.dtype.itemsize)
@@ -191,6 +194,11 @@ class ShardReader:
             self._verified.add(chunk)
         geometry = self.geometry
         payload = stored[:-_CRC]
+        if geometry.codec == "bf16":
+            try:
+                return bf16_codec.decode(payload, geometry.chunk_rows, geometry.width)
+            except CorruptionError as exc:
+                raise CorruptionError(f"{self.key}: chunk {chunk} does not decode: {exc}") from exc
         if geometry.codec == "zstd":
             try:
                 payload = np.frombuffer(blosc.decompress(payload), dtype=np.uint8)
