@@ -12,6 +12,7 @@ import pytest
 from pipeline.store.rows import TokenRows
 from pipeline.store.words import to_words
 from pipeline.store.writer import StoreWriter
+from schemas.fields import LOSSY, Dtype, Layout
 from schemas.fingerprint import fingerprint
 from schemas.store import PassRecord, StoreRecord
 from schemas.train import TrainSpec
@@ -35,15 +36,19 @@ def planted(seed: int, *, poison: bool = False) -> dict[str, np.ndarray[Any, Any
     return dict(zip(POINTS, (resid, mlp_in, mlp_out), strict=True))
 
 
-def write_store(url: str, seed: int = 0, *, poison: bool = False) -> str:
-    identity = {"model": {"path": "planted"}, "seed": seed}
+def write_store(
+    url: str, seed: int = 0, *, poison: bool = False, dtype: Dtype = "bfloat16", layout: Layout = "zarr"
+) -> str:
+    identity = {"model": {"path": "planted"}, "seed": seed, "dtype": dtype, "layout": layout}
     record = StoreRecord(
-        fingerprint=fingerprint(identity), identity=identity, table_fingerprint="table", dtype="bfloat16",
+        fingerprint=fingerprint(identity), identity=identity, table_fingerprint="table", layout=layout, dtype=dtype,
+        lossy=dtype in LOSSY,
         chunk_rows=100, shard_rows=600, codec="none", table_url="", specials={"bos": 0}, spec={}, versions={},
     )  # fmt: skip
     passed = PassRecord(hook_points=dict.fromkeys(POINTS, D), batch_tokens=64)
     writer = StoreWriter.open(url, record, passed, num_rows=NUM_ROWS)
-    arrays = {p: to_words(a.astype(np.float32), "bfloat16") for p, a in planted(seed, poison=poison).items()}
+    given: Dtype = "float32" if dtype in LOSSY else dtype
+    arrays = {p: to_words(a.astype(np.float32), given) for p, a in planted(seed, poison=poison).items()}
     rows = np.arange(NUM_ROWS)
     position = rows % CONTEXT
     tokens = TokenRows(
@@ -61,6 +66,12 @@ def write_store(url: str, seed: int = 0, *, poison: bool = False) -> str:
 @pytest.fixture(scope="session")
 def store_url(tmp_path_factory: pytest.TempPathFactory) -> str:
     return write_store(str(tmp_path_factory.mktemp("planted") / "store"))
+
+
+@pytest.fixture(scope="session")
+def make_store(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., str]:
+    """Writes the same rows again, in another dtype or layout; the URL."""
+    return lambda **fields: write_store(str(tmp_path_factory.mktemp("planted") / "store"), **fields)
 
 
 @pytest.fixture

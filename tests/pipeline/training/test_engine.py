@@ -64,6 +64,19 @@ def test_learns_and_reports(make_spec: MakeSpec) -> None:
     assert list((Path(spec.output) / "tensorboard").glob("events.out.tfevents.*"))
 
 
+@pytest.mark.parametrize(("dtype", "layout"), [("bfloat16", "arrow"), ("int8", "zarr"), ("float8_e4m3", "arrow")])
+def test_learns_as_well_from_other_stores_of_the_same_rows(
+    make_spec: MakeSpec, make_store: Callable[..., str], dtype: str, layout: str
+) -> None:
+    expected = engine.train(make_spec(num_epochs=4), SingleWorld())
+    spec = make_spec("other", num_epochs=4, store=make_store(dtype=dtype, layout=layout))
+    summary = engine.train(spec, SingleWorld())
+    assert summary["tokens"] == expected["tokens"]
+    # Other bytes are another store, so another order of rows: near, not equal.
+    for name in NAMES:
+        assert summary["dictionaries"][name]["fvu"] == pytest.approx(expected["dictionaries"][name]["fvu"], abs=0.06)
+
+
 def test_result_carries_its_provenance(make_spec: MakeSpec, store_url: str) -> None:
     spec = make_spec()
     summary = engine.train(spec, SingleWorld())
