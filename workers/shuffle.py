@@ -102,7 +102,7 @@ def run_shuffle(
     missing = shuffling.missing(0)
     figures = _Figures()
     if missing:
-        require_space(job, job.plan.num_passes)
+        require_space(job)
         with held(Objects(spec.output), spec.name):
             for level, tasks in shuffling.stages():
                 _run_stage(Stage(job, level), tasks, figures, progress, actor_class)

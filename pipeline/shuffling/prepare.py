@@ -112,29 +112,31 @@ def prepare(spec: ShuffleSpec, *, min_section_bytes: int = MIN_SECTION_BYTES) ->
     return ShuffleJob(spec, record, passes, plan, f"{scratch}/{fingerprint(facts)[:16]}")
 
 
-def require_space(job: ShuffleJob, num_passes: int) -> None:
-    """Refuse to begin what cannot end: compare what is to be written with the free space of local disks.
+def require_space(job: ShuffleJob) -> None:
+    """Refuse to begin what cannot end: compare what is yet to be written with the free space of local disks.
 
-    ``num_passes``: how often all rows have yet to be written; runs are deleted when the next pass is through.
+    Runs of a pass are deleted when the next pass is through, so those of two passes exist at once at most.
 
     Raises:
         ResourceError: naming both and the folder.
     """
-    row_bytes = job.runs.row_bytes
+    whole = job.num_rows * job.runs.row_bytes
     wanted: dict[int, tuple[Path, int]] = {}
-    for url, copies in ((job.spec.output, 1), (job.scratch, min(num_passes - 1, 2))):
+    for url, copies in ((job.spec.output, 1), (job.scratch, min(job.plan.num_scatters, 2))):
         objects = Objects(url)
-        if not objects.is_local or not copies:
+        if not objects.is_local:
             continue
         folder = next(path for path in (Path(objects.url), *Path(objects.url).parents) if path.exists())
-        _, before = wanted.get(folder.stat().st_dev, (folder, 0))
-        wanted[folder.stat().st_dev] = folder, before + copies * job.num_rows * row_bytes
+        device = folder.stat().st_dev
+        needed = max(0, copies * whole - sum(objects.sizes().values()))
+        wanted[device] = folder, needed + (wanted[device][1] if device in wanted else 0)
     for folder, needed in wanted.values():
         free = shutil.disk_usage(folder).free
         if needed > free:
             raise ResourceError(
-                f"shuffling {job.num_rows:,} rows of {row_bytes:,} bytes needs {about_bytes(needed)} on the disk of "
-                f"{folder}, which has {about_bytes(free)} free. Shuffle fewer hook points, or put scratch elsewhere."
+                f"shuffling {job.num_rows:,} rows of {job.runs.row_bytes:,} bytes needs {about_bytes(needed)} on the "
+                f"disk of {folder}, which has {about_bytes(free)} free. Shuffle fewer hook points, or put scratch "
+                "elsewhere."
             )
 
 

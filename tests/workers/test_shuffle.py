@@ -106,6 +106,7 @@ def test_kills_at_any_point_of_a_task_change_nothing(source: str, tmp_path: Path
     assert again["bytes_moved"] == 0
 
 
+@pytest.mark.slow
 def test_a_task_that_always_fails_is_named_and_the_rest_is_kept(source: str, tmp_path: Path, undisturbed: Path) -> None:
     class Failing(Shuffler):
         def shuffle(self, task: int, attempt: int) -> Done:

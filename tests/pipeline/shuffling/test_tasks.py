@@ -240,8 +240,13 @@ def test_a_source_that_grew_meanwhile_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_disk_that_is_too_small_is_refused(source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    job = prepare(shuffle_spec(source, tmp_path / "store", memory=SMALL))
-    monkeypatch.setattr(shutil, "disk_usage", lambda _: Usage(10**9, 10**9, 2 * 500 * ROW_BYTES - 1))
-    with pytest.raises(ResourceError, match="scratch elsewhere"):
-        require_space(job, 2)
-    require_space(job, 1)
+    one_pass = prepare(shuffle_spec(source, tmp_path / "store"))
+    two_passes = prepare(shuffle_spec(source, tmp_path / "store", memory=SMALL), min_section_bytes=1)
+    needed = 2 * 500 * ROW_BYTES
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: Usage(10**9, 10**9, needed - 1))
+    require_space(one_pass)
+    with pytest.raises(ResourceError, match=r"(?s)has .* free.*scratch"):
+        require_space(two_passes)
+    shuffling = Shuffling.open(two_passes)  # what is written already need not fit once more
+    shuffling.scatter(1, 0)
+    require_space(two_passes)
