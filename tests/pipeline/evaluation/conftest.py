@@ -12,7 +12,7 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from pipeline.collection.prepare import prepare
+from pipeline.collection.prepare import prepare, table_url
 from pipeline.collection.unit import UnitCollector, collect_units
 from pipeline.tokens.table import build_table
 from pipeline.training.engine import train
@@ -107,12 +107,16 @@ def collected(root: Path) -> CollectSpec:
             "output": f"{root}/store",
         }
     )
-    table = build_table(spec.tokens, spec.model, url=f"{root}/tokens", shard_rows=spec.storage.shard_rows)
+    collect_into(spec)
+    return spec
+
+
+def collect_into(spec: CollectSpec) -> None:
+    table = build_table(spec.tokens, spec.model, url=table_url(spec), shard_rows=spec.storage.shard_rows)
     for pending in prepare(spec, table):
         collector = UnitCollector.open(pending.of)
         list(collect_units(collector, pending.units))
         collector.writer.finish()
-    return spec
 
 
 def trained(root: Path, store: str) -> TrainSpec:
@@ -153,3 +157,13 @@ def flow(tmp_path_factory: pytest.TempPathFactory) -> Flow:
     write_model(root / "model", root / "corpus")
     collect = collected(root)
     return Flow(root, collect, trained(root, collect.output))
+
+
+@pytest.fixture(scope="session")
+def rounded_store(flow: Flow) -> str:
+    """The same rows again, 8 bits a number."""
+    facts = flow.collect.model_dump(mode="json")
+    facts["storage"] |= {"layout": "arrow", "dtype": "int8", "lossy": True}
+    spec = CollectSpec.model_validate(facts | {"output": f"{flow.root}/rounded"})
+    collect_into(spec)
+    return spec.output

@@ -15,6 +15,7 @@ from pipeline.dictionaries.folder import load_dictionary, save_dictionary
 from pipeline.evaluation import belonging
 from pipeline.evaluation.evaluate import evaluate
 from pipeline.store.reader import Store
+from pipeline.store.rounding import relative_error
 from schemas.errors import HeadworksError, HookPointError, MismatchError, MissingError, SpecError
 from schemas.evaluate import EvaluateSpec
 
@@ -38,6 +39,19 @@ def evaluated(flow: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict
     output = tmp_path_factory.mktemp("evaluation")
     told: list[dict[str, Any]] = []
     return evaluate(spec_of(flow, output), progress=told.append), output, told
+
+
+def test_a_store_of_rounded_rows_gives_nearly_the_same_figures(
+    flow: Any, evaluated: tuple[dict[str, Any], Path, Any], rounded_store: str, tmp_path: Path
+) -> None:
+    result = evaluate(spec_of(flow, tmp_path, store=rounded_store, cross_entropy_tokens=0))
+    statistics = Store.open(rounded_store).statistics[RESID]
+    assert statistics.rounding is not None
+    assert 0 < relative_error(statistics.rounding) < 0.01
+    for name, expected in evaluated[0]["dictionaries"].items():
+        figures = result["dictionaries"][name]
+        assert figures["fvu"] == pytest.approx(expected["fvu"], rel=0.02)
+        assert figures["l0"] == pytest.approx(expected["l0"], rel=0.02)
 
 
 def test_figures_are_written_and_sensible(evaluated: tuple[dict[str, Any], Path, Any]) -> None:
