@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 from pipeline.store import layout
 from pipeline.store.correction import corrected
@@ -71,6 +72,7 @@ class Survey:
         """
         record, problems = read_root(objects)
         survey = cls(objects, record, objects.sizes(), problems=problems)
+        survey._require_own_record()
         survey._read_log()
         survey._read_passes()
         survey._read_groups_and_arrays()
@@ -127,6 +129,24 @@ class Survey:
             self._note(key, f"an entry of the store {self.record.fingerprint}", f"one of {entry.store_fingerprint}")
             return None, raw
         return entry, raw
+
+    def _require_own_record(self) -> None:
+        """Refuse the sound record of another store: judged by it, every entry of this one would be wrong."""
+        asked = [key for key in self.sizes if key.startswith("ledger/")][:_ASKED]
+        documents = [self._facts(key).get("store_fingerprint") for key in asked]
+        documents.append(self._facts(layout.MANIFEST).get("fingerprint"))
+        named = {one for one in documents if isinstance(one, str)}
+        if named and self.record.fingerprint not in named:
+            raise CorruptionError(
+                f"{self.objects.url}/{layout.ROOT}: expected the record of the store {min(named)}, as its ledger and "
+                f"manifest say, got that of {self.record.fingerprint}. {_REMEDY}"
+            )
+
+    def _facts(self, key: str) -> dict[str, Any]:
+        try:
+            return parse(self.objects.read(key), key)
+        except (MissingError, CorruptionError):
+            return {}
 
     def _read_log(self) -> None:
         keys = [key for key in self.sizes if key.startswith(LOG)]
@@ -251,6 +271,9 @@ def read_root(objects: Objects) -> tuple[StoreRecord, list[Problem]]:
         return record, []
     return record, [Problem(layout.ROOT, "canonical JSON", "other bytes of the same meaning")]
 
+
+_ASKED = 3
+"""Ledger entries that are asked whose record this is; a bit may be flipped in one of them."""
 
 _REMEDY = (
     "Without the record nothing says what the bytes mean. Delete it if it is there and run the job that made the store "

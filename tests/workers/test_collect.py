@@ -25,8 +25,9 @@ from pipeline.collection.prepare import prepare
 from pipeline.collection.unit import UnitCollector, collect_units
 from pipeline.store.objects import Objects
 from pipeline.store.reader import Store
+from pipeline.store.sweep import sweep
 from schemas.collect import CollectSpec
-from schemas.errors import HookPointError, JobError, MismatchError, ResourceError
+from schemas.errors import BusyError, HookPointError, JobError, MismatchError, MissingError, ResourceError
 from workers.cluster import Cluster
 from workers.collect import num_workers, run_collect
 
@@ -238,3 +239,29 @@ def interrupted(spec: CollectSpec, address: str, number: signal.Signals) -> str:
 
 def committed(spec: CollectSpec) -> list[str]:
     return list(Objects(spec.output).list("ledger/"))
+
+
+def test_nobody_sweeps_a_store_while_a_job_writes_to_it(
+    make_spec: Callable[..., CollectSpec], tmp_path: Path, undisturbed: Path
+) -> None:
+    spec = make_spec(tmp_path / "store")
+    refusals: list[str] = []
+
+    def disturb() -> None:
+        while not (tmp_path / "store" / "manifest.json").exists():
+            try:
+                sweep(spec.output, grace_s=0)
+            except MissingError:
+                time.sleep(0.05)  # the store is not there yet
+            except BusyError as busy:
+                refusals.append(str(busy))
+                time.sleep(0.05)
+
+    disturber = threading.Thread(target=disturb)
+    disturber.start()
+    run_collect(spec)
+    disturber.join()
+    assert refusals
+    assert "collect-" in refusals[0]
+    require_same(tmp_path / "store", undisturbed)
+    assert sweep(spec.output, grace_s=0).leftovers == []
