@@ -75,6 +75,12 @@ def make_store(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., str]:
 
 
 @pytest.fixture
+def late_store(tmp_path: Path) -> str:
+    """Another model's activations of the same tokens."""
+    return write_store(str(tmp_path / "late"), seed=1)
+
+
+@pytest.fixture
 def make_spec(store_url: str, tmp_path: Path) -> Callable[..., TrainSpec]:
     """A job with an SAE, a skip transcoder and an L1 dictionary; fields can be replaced."""
 
