@@ -43,6 +43,11 @@ def document_ranges(corpus: HuggingFaceCorpus) -> Iterator[tuple[int, int]]:
         yield count - count % step, count
 
 
+def known_length(corpus: HuggingFaceCorpus) -> int:
+    """Examples that the dataset says it has; 0 where it says nothing."""
+    return _known_length(_stream(corpus), corpus.split)
+
+
 def read_dataset(corpus: HuggingFaceCorpus, piece: Piece) -> Iterator[Document]:
     """Documents named ``SPLIT@INDEX``; a null is a document without text.
 

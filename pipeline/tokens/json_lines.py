@@ -27,13 +27,26 @@ _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 def json_lines_size(file: CorpusFile) -> int:
     """Bytes of text in the file; a compressed one is decompressed once, block by block, to count them."""
-    if not _is_compressed(file):
+    if not is_compressed(file):
         return file.size_bytes
     with _open_lines(file) as stream:
         size_bytes = 0
         while block := stream.read(_BLOCK_BYTES):
             size_bytes += len(block)
     return size_bytes
+
+
+def expansion(file: CorpusFile, num_bytes: int) -> float:
+    """Bytes of text for each byte of the file, judged by about its first ``num_bytes`` of text."""
+    if not is_compressed(file):
+        return 1.0
+    with open_file(file) as raw, _decompressed(file, raw) as stream:
+        # Below the buffer, which would read far ahead of what it gives.
+        source: Any = getattr(stream, "raw", stream)
+        size_bytes = 0
+        while size_bytes < num_bytes and (block := source.read(_BLOCK_BYTES)):
+            size_bytes += len(block)
+        return size_bytes / max(raw.tell(), 1)
 
 
 def read_json_lines(corpus: JsonLinesCorpus, piece: Piece) -> Iterator[Document]:
@@ -52,7 +65,7 @@ def read_json_lines(corpus: JsonLinesCorpus, piece: Piece) -> Iterator[Document]
 
 def _lines(piece: Piece) -> Iterator[tuple[int, bytes]]:
     """``(byte offset, line)`` for each line that begins in the piece."""
-    if _is_compressed(piece.file):
+    if is_compressed(piece.file):
         key = f"{piece.file.url}#{piece.file.digest}"
         yield from read_range(key, piece.start, piece.stop, lambda: _lines_from(piece.file, 0))
         return
@@ -75,22 +88,28 @@ def _lines_from(file: CorpusFile, start: int) -> Iterator[tuple[int, bytes]]:
             offset += len(line)
 
 
-def _is_compressed(file: CorpusFile) -> bool:
+def is_compressed(file: CorpusFile) -> bool:
+    """By the ending of its name."""
     return file.name.endswith((".gz", ".zst"))
 
 
 @contextmanager
 def _open_lines(file: CorpusFile) -> Iterator[IO[bytes]]:
+    with open_file(file) as raw, _decompressed(file, raw) as stream:
+        yield stream
+
+
+@contextmanager
+def _decompressed(file: CorpusFile, raw: IO[bytes]) -> Iterator[IO[bytes]]:
     try:
-        with open_file(file) as raw:
-            if file.name.endswith(".gz"):
-                with gzip.GzipFile(fileobj=raw, mode="rb") as stream:
-                    yield io.BufferedReader(stream, _BLOCK_BYTES)
-            elif file.name.endswith(".zst"):
-                with zstandard.ZstdDecompressor().stream_reader(raw, read_across_frames=True) as frames:
-                    yield io.BufferedReader(frames, _BLOCK_BYTES)
-            else:
-                yield raw
+        if file.name.endswith(".gz"):
+            with gzip.GzipFile(fileobj=raw, mode="rb") as stream:
+                yield io.BufferedReader(stream, _BLOCK_BYTES)
+        elif file.name.endswith(".zst"):
+            with zstandard.ZstdDecompressor().stream_reader(raw, read_across_frames=True) as frames:
+                yield io.BufferedReader(frames, _BLOCK_BYTES)
+        else:
+            yield raw
     except (gzip.BadGzipFile, EOFError, zlib.error, zstandard.ZstdError) as exc:
         raise CorpusError(f"corpus file {file.url} does not decompress ({exc}); it is damaged or cut short") from exc
 

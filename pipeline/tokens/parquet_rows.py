@@ -30,6 +30,12 @@ def row_group_sizes(corpus: ParquetCorpus, file: CorpusFile) -> list[int]:
         ]
 
 
+def row_group_rows(corpus: ParquetCorpus, file: CorpusFile) -> list[int]:
+    """Documents in each row group, from the file's footer alone."""
+    with _open_parquet(corpus, file) as parquet:
+        return [parquet.metadata.row_group(group).num_rows for group in range(parquet.metadata.num_row_groups)]
+
+
 def read_parquet(corpus: ParquetCorpus, piece: Piece) -> Iterator[Document]:
     """Documents named ``FILE@ROW`` by the row in the file; a null is a document without text.
 
