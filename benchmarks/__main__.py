@@ -9,7 +9,7 @@ import platform
 import sys
 from pathlib import Path
 
-NAMES = ("collection", "training_step")
+NAMES = ("codec", "collection", "storage", "training_step")
 RESULTS = Path(__file__).parent / "results"
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
@@ -34,6 +35,7 @@ from pipeline.store.failures import missing
 from pipeline.store.parallel import REQUESTS_AT_ONCE, UPLOAD_BYTES, at_once, spans_of, upload_slot
 from pipeline.store.remote import Facts, Level, Page, Piece, RemoteBackend, require_length
 from pipeline.store.retrying import NO_CONNECTION
+from pipeline.store.s3_reads import SignedReads
 from schemas.errors import HeadworksError, MissingError, ResourceError, UnreachableError
 
 SILENCE_S = 30.0
@@ -89,6 +91,15 @@ class S3(RemoteBackend):
             raise UnreachableError(f"{self.where(key)}: {exc}; check {self.retries.hint}") from exc
 
     def piece(self, key: str, start: int, stop: int) -> Piece:
+        reads, name = self._connection.reads, f"{self._prefix}{key}"
+        piece = reads.piece(name, start, stop) if reads else None
+        if piece is None:
+            piece = self._piece_by_client(key, start, stop)
+            if reads:
+                reads.note(name)
+        return piece
+
+    def _piece_by_client(self, key: str, start: int, stop: int) -> Piece:
         try:
             answer = self._call("get_object", key, Range=f"bytes={start}-{stop - 1}")
         except ClientError as exc:
@@ -211,9 +222,13 @@ class S3(RemoteBackend):
         return answer
 
     @property
-    def _client(self) -> Any:
+    def _connection(self) -> _Connection:
         facts = sorted((name, value) for name, value in os.environ.items() if name.startswith("AWS_"))
-        return _client(os.getpid(), tuple(facts), SILENCE_S)
+        return _connection(self._bucket, os.getpid(), tuple(facts), SILENCE_S)
+
+    @property
+    def _client(self) -> Any:
+        return self._connection.client
 
     def _explained(self, key: str, exc: ClientError) -> HeadworksError:
         code, status, where = _code(exc), _status(exc), self.where(key)
@@ -231,21 +246,31 @@ class S3(RemoteBackend):
         return UnreachableError(f"{where}: {exc}; check the permissions and {self.retries.hint}")
 
 
-@lru_cache(maxsize=4)
-def _client(pid: int, environment: tuple[tuple[str, str], ...], silence_s: float) -> Any:
+@dataclass(frozen=True)
+class _Connection:
+    client: Any
+    reads: SignedReads | None
+    """None where buckets have signatures of their own: access points, directory buckets."""
+
+
+@lru_cache(maxsize=8)
+def _connection(bucket: str, pid: int, environment: tuple[tuple[str, str], ...], silence_s: float) -> _Connection:
     """One for each process, since a connection cannot be shared with a forked child, and for each environment. It
     retries nothing by itself."""
-    return get_session().create_client(
+    is_plain = not bucket.startswith("arn:") and not bucket.endswith("--x-s3")
+    client = get_session().create_client(
         "s3",
         config=Config(
             retries={"total_max_attempts": 1},
             max_pool_connections=2 * REQUESTS_AT_ONCE,
             connect_timeout=min(10, silence_s),
             read_timeout=silence_s,
+            signature_version="s3v4" if is_plain else None,
             tcp_keepalive=True,
             user_agent_extra="headworks",
         ),
     )
+    return _Connection(client, SignedReads(client, bucket, silence_s) if is_plain else None)
 
 
 def _condition(if_absent: bool) -> dict[str, str]:
