@@ -69,6 +69,14 @@ ByteSize = Annotated[
 ]
 """A number of bytes, written with its unit: ``512MiB``."""
 
+NonNegativeByteSize = Annotated[
+    int,
+    BeforeValidator(parse_bytes, json_schema_input_type=int | str),
+    PlainSerializer(format_bytes, return_type=str),
+    Field(ge=0),
+]
+"""The same, where 0 has a meaning of its own."""
+
 _SECONDS = {"s": 1, "min": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
 
 

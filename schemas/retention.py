@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import NonNegativeFloat
 
-from schemas.fields import Duration, Spec
+from schemas.fields import Duration, NonNegativeByteSize, Spec
 
 
 class RetentionSpec(Spec):
@@ -17,6 +17,9 @@ class RetentionSpec(Spec):
     """How long the store is kept after it is complete, for example ``30d``; 0: no limit."""
     pin: bool = False
     """Never to be deleted by ``headworks store prune``."""
+    quota: NonNegativeByteSize = 0
+    """Bytes that the store may take, for example ``2TiB``; a job that would exceed it is refused before it computes
+    anything. 0: no limit."""
 
 
 class Retention(Spec):

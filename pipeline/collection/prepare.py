@@ -8,25 +8,24 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
-from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from pipeline.collection.passes import plan_passes
 from pipeline.collection.plan import pending
 from pipeline.models.identity import model_identity
+from pipeline.planning.sizes import LEAST_SHARE, row_bytes
+from pipeline.planning.space import require_free, require_quota
 from pipeline.store import layout
 from pipeline.store.log import Event, StoreLog, opened_passes
 from pipeline.store.objects import Objects
-from pipeline.store.words import stored_dtype
 from pipeline.store.writer import StoreWriter
 from pipeline.tokens.table import TokenTable
 from schemas.collect import CollectSpec, StatisticsSpec
-from schemas.errors import MismatchError, MissingError, ResourceError
-from schemas.fields import about_bytes, format_bytes
+from schemas.errors import MismatchError, MissingError
+from schemas.fields import format_bytes
 from schemas.fingerprint import fingerprint, require_equal
 from schemas.store import PassRecord, StoreRecord
 
@@ -34,9 +33,19 @@ SEMANTICS = 1
 """Version of what a stored row means. Raised when a change of this code changes the numbers of an equal spec."""
 
 _PACKAGES = ("headworks", "torch", "transformers", "zarr")
-# zstd: below what Blosc with byte shuffle reached on any residual stream that was measured. bf16: the half of each word
-# that is kept as it is. Only ever too low.
-_LEAST_SHARE = {"none": 1.0, "zstd": 0.6, "bf16": 0.5}
+
+
+class TableFacts(Protocol):
+    """What a store says of its token table."""
+
+    @property
+    def url(self) -> str: ...
+
+    @property
+    def fingerprint(self) -> str: ...
+
+    @property
+    def specials(self) -> dict[str, int]: ...
 
 
 @dataclass(frozen=True)
@@ -102,7 +111,7 @@ def prepare(spec: CollectSpec, table: TokenTable) -> list[Pending]:
         MismatchError: the store at the output was made from other facts; names them.
     """
     record = store_record(spec, table)
-    events = _events(Objects(spec.output), record)
+    events = store_events(Objects(spec.output), record)
     _require_same_batches(spec, opened_passes(events))
     plan = plan_passes(events, spec.hook_points, planned_rows(spec, table.num_rows))
     _require_table(spec, table, plan.num_rows)
@@ -131,7 +140,7 @@ def planned_rows(spec: CollectSpec, table_rows: int) -> int:
     return min(table_rows, -(-spec.tokens.max_tokens // shard_rows) * shard_rows)
 
 
-def store_record(spec: CollectSpec, table: TokenTable) -> StoreRecord:
+def store_record(spec: CollectSpec, table: TableFacts) -> StoreRecord:
     """What the store says of itself. Digests the model's weights, but does not load them."""
     identity: dict[str, Any] = {
         "model": model_identity(spec.model),
@@ -157,28 +166,22 @@ def store_record(spec: CollectSpec, table: TokenTable) -> StoreRecord:
 
 
 def require_space(one: CollectPass, widths: Mapping[str, int], num_rows: int) -> None:
-    """Refuse to begin what cannot end: compare the bytes of ``num_rows`` rows with the free space of a local disk.
+    """Refuse to begin what cannot end: compare the bytes of ``num_rows`` rows with the free space of a local disk, and
+    what the store will take with the spec's quota.
 
     Raises:
         ResourceError: naming both and the folder.
     """
+    storage = one.spec.storage
+    row_size = sum(row_bytes(storage, widths[hook]) for hook in one.hook_points)
+    needed = int(num_rows * row_size * LEAST_SHARE[storage.codec])
+    what = f"{num_rows:,} rows of {format_bytes(row_size)} each ({len(one.hook_points)} hook points, {storage.dtype})"
     objects = Objects(one.spec.output)
-    if not objects.is_local:
-        return
-    scale_bytes = 4 * len(one.hook_points) if one.record.lossy else 0
-    row_bytes = sum(widths[hook] for hook in one.hook_points) * stored_dtype(one.record.dtype).itemsize + scale_bytes
-    needed = int(num_rows * row_bytes * _LEAST_SHARE[one.record.codec])
-    folder = next(path for path in (Path(objects.url), *Path(objects.url).parents) if path.exists())
-    free = shutil.disk_usage(folder).free
-    if needed > free:
-        raise ResourceError(
-            f"{objects.url} needs {about_bytes(needed)} for {num_rows} rows of {format_bytes(row_bytes)} each "
-            f"({len(one.hook_points)} hook points, {one.record.dtype}), but the disk has {about_bytes(free)} free. "
-            "Lower tokens.max_tokens, take fewer hook points, or choose another output."
-        )
+    require_quota(objects, needed, one.spec.retention.quota, what)
+    require_free(objects, needed, what)
 
 
-def _events(objects: Objects, record: StoreRecord) -> list[Event]:
+def store_events(objects: Objects, record: StoreRecord) -> list[Event]:
     """The log of the store at the output, empty where there is none yet. Raises MismatchError for another store."""
     try:
         theirs = layout.read_record(objects)

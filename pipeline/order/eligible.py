@@ -80,7 +80,7 @@ def scan(store: AnyStore, hook_points: Sequence[str], rows: RowFilter, split: Sp
 
     def masks() -> Iterator[Mask]:
         for tokens in _slabs(store):
-            mask = _by_token(tokens, store.record.specials, rows, split)
+            mask = token_mask(tokens, store.record.specials, rows, split)
             starts = np.arange(0, len(mask), store.record.chunk_rows)
             pieces = np.split(mask, starts[1:])
             for piece, start in zip(pieces, starts, strict=True):
@@ -103,8 +103,8 @@ def _slabs(store: AnyStore) -> Iterator[TokenRows]:
         yield store.tokens(start, min(start + store.record.shard_rows, store.num_rows))
 
 
-def _by_token(tokens: TokenRows, specials: dict[str, int], rows: RowFilter, split: Split) -> Mask:
-    """What split, special tokens and positions leave."""
+def token_mask(tokens: TokenRows, specials: dict[str, int], rows: RowFilter, split: Split) -> Mask:
+    """[T] what split, special tokens and positions leave."""
     mask = np.ones(len(tokens), dtype=np.bool_)
     if split != "all":
         mask &= tokens.held_out == (split == "held_out")

@@ -1,0 +1,96 @@
+"""Bytes, objects and requests of stores: pure functions of rows, widths and storage.
+
+Activations without a codec in layout ``zarr`` are exact. With a codec they are what it would take without. Token rows
+and ledger entries are estimates, a few in a thousand.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from pipeline.store.layout import num_units
+from pipeline.store.words import stored_dtype
+from schemas.collect import StatisticsSpec, Storage
+from schemas.fields import Codec
+
+_CRC, _INDEX_ENTRY = 4, 16
+_SCALE = 4
+# Of Arrow files: schema and footer, then the metadata of a record batch and its place in the footer.
+_ARROW_FILE, _ARROW_BATCH = 1200, 340
+# Two float64 for each channel as JSON, and for each chunk its checksum.
+_LEDGER_CHANNEL, _LEDGER_CHUNK, _LEDGER_ENTRY = 42, 12, 1500
+_TOKEN_ROW = 5.0
+LEAST_SHARE: dict[Codec, float] = {"none": 1.0, "zstd": 0.6, "bf16": 0.5}
+"""What a codec leaves of the bytes, only ever too low. zstd: below what Blosc with byte shuffle reached on any residual
+stream that was measured. bf16: the half of each word that is kept as it is."""
+KEYS_PER_LIST = 1000
+"""Keys in one answer of an object store's listing."""
+
+
+@dataclass(frozen=True)
+class UnitSizes:
+    """One whole unit, or a short one."""
+
+    objects: dict[str, int]
+    """hook point -> bytes of its objects."""
+    tokens: int
+    ledger: int
+    num_objects: int
+    """Everything that is written for it, the ledger's entry included."""
+
+    @property
+    def size_bytes(self) -> int:
+        return sum(self.objects.values()) + self.tokens + self.ledger
+
+
+def row_bytes(storage: Storage, width: int) -> int:
+    """Bytes of a row of one hook point, before any codec."""
+    return width * stored_dtype(storage.dtype).itemsize + (_SCALE if storage.lossy else 0)
+
+
+def hook_bytes(storage: Storage, width: int, num_rows: int) -> int:
+    """Bytes of the objects that hold ``num_rows`` rows of a hook point in one unit."""
+    num_chunks = num_units(num_rows, storage.chunk_rows)
+    if storage.layout == "arrow":
+        return num_rows * row_bytes(storage, width) + num_chunks * _ARROW_BATCH + _ARROW_FILE
+    word = stored_dtype(storage.dtype).itemsize
+    size = _shard_bytes(storage, width * word, num_chunks)
+    return size + (_shard_bytes(storage, _SCALE, num_chunks) if storage.lossy else 0)
+
+
+def unit_sizes(storage: Storage, statistics: StatisticsSpec, widths: Mapping[str, int], num_rows: int) -> UnitSizes:
+    """Of one unit of a pass."""
+    chunks = num_units(num_rows, storage.chunk_rows)
+    ledger = _LEDGER_ENTRY + sum(_LEDGER_CHANNEL * width + _LEDGER_CHUNK * chunks for width in widths.values())
+    objects = {hook: hook_bytes(storage, width, num_rows) for hook, width in widths.items()}
+    per_hook = 2 if storage.lossy and storage.layout == "zarr" else 1
+    if statistics.covariance:
+        per_hook += 1
+        objects = {hook: size + _comoments(widths[hook]) for hook, size in objects.items()}
+    return UnitSizes(objects, int(num_rows * _TOKEN_ROW) + 2000, ledger, per_hook * len(widths) + 2)
+
+
+def lists_of(num_keys: int) -> int:
+    """Listings that name so many keys."""
+    return num_units(num_keys, KEYS_PER_LIST)
+
+
+def short_units(units: Iterable[int], num_rows: int, shard_rows: int) -> dict[int, int]:
+    """Rows in a unit -> how many of the units have as many: whole ones and the last."""
+    found: dict[int, int] = {}
+    last = num_units(num_rows, shard_rows) - 1
+    for unit in units:
+        rows = num_rows - last * shard_rows if unit == last else shard_rows
+        found[rows] = found.get(rows, 0) + 1
+    return found
+
+
+def _shard_bytes(storage: Storage, row_size: int, num_chunks: int) -> int:
+    chunk = storage.chunk_rows * row_size + _CRC
+    return num_chunks * chunk + storage.shard_rows // storage.chunk_rows * _INDEX_ENTRY + _CRC
+
+
+def _comoments(width: int) -> int:
+    """Upper triangle, float64."""
+    return width * (width + 1) // 2 * 8
