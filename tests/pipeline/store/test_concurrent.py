@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from interleaving import Killed, Turns
 
 from pipeline.collection.passes import plan_passes
+from pipeline.store.disk import DiskBackend
 from pipeline.store.log import StoreLog, completion, opened_passes
 from pipeline.store.objects import Objects
 from pipeline.store.reader import Store
@@ -202,3 +203,26 @@ class TestTwoJobs:
     def test_a_last_unit_that_is_short(self, whole: Any, url: str, seed: int) -> None:
         both(Turns(seed), Job(whole, url, ["a"], MOST_ROWS), Job(whole, url, ["b", "a"], MOST_ROWS))
         require_whole(url, whole, {"a", "b"}, MOST_ROWS)
+
+
+@pytest.mark.parametrize(
+    ("hook", "num_rows", "key"),
+    [("b", 8, "manifest.json"), ("a", 16, "manifest.json"), ("a", 16, "activations/a/zarr.json")],
+)
+def test_a_job_that_is_slow_to_write_does_not_bring_back_what_was_before(
+    whole: Any, local_url: str, monkeypatch: pytest.MonkeyPatch, hook: str, num_rows: int, key: str
+) -> None:
+    """Between its decision and its writing (of the manifest, of a shape) another job adds a hook point and rows."""
+    Job(whole, local_url, ["a"], 8)()
+    write, waiting = DiskBackend.write, [Job(whole, local_url, ["a", "c"], 24)]
+
+    def interrupted(backend: DiskBackend, at: str, data: bytes | bytearray) -> None:
+        if at == key and waiting:
+            waiting.pop()()
+            assert Store.open(local_url).num_rows == 24
+        write(backend, at, data)
+
+    monkeypatch.setattr(DiskBackend, "write", interrupted)
+    Job(whole, local_url, [hook], num_rows)()
+    assert not waiting
+    require_whole(local_url, whole, {"a", hook, "c"}, 24)
