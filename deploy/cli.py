@@ -15,6 +15,7 @@ import click
 from deploy import show
 from deploy.exits import Stopped, guarded, stoppable
 from deploy.options import address_option, json_option, set_option
+from deploy.plan_command import plan
 from deploy.store_commands import store
 
 _KINDS = ("collect", "shuffle", "train", "evaluate", "pipeline")
@@ -183,6 +184,7 @@ def schema(kind: str | None, markdown: bool, as_json: bool) -> None:
 
 
 cli.add_command(store)
+cli.add_command(plan)
 
 
 @cli.group()

@@ -109,7 +109,7 @@ def _validated(facts: dict[str, Any]) -> ExportSpec:
     try:
         return ExportSpec.model_validate(facts)
     except ValidationError as error:
-        raise SpecError("; ".join(explained(error))) from error
+        raise SpecError("; ".join(explained(error, ExportSpec))) from error
 
 
 def _numbers(text: str) -> list[int]:

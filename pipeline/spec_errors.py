@@ -16,23 +16,23 @@ _SHOWN_CHARACTERS = 80
 _MOVED = {"value_error", "assertion_error"}
 
 
-def explained(error: ValidationError) -> list[str]:
-    """One line for each wrong field of a job spec, in the order of the fields."""
-    return [_line(details) for details in error.errors(include_url=False)]
+def explained(error: ValidationError, spec: Any = AnyJob) -> list[str]:
+    """One line for each wrong field of ``spec``, in the order of the fields."""
+    return [_line(details, spec) for details in error.errors(include_url=False)]
 
 
-def _line(details: ErrorDetails) -> str:
-    path, owner = locate(details["loc"])
+def _line(details: ErrorDetails, spec: Any) -> str:
+    path, owner = locate(details["loc"], spec)
     said = _said(details, owner)
     return f"{path}: {said}" if path else said
 
 
-def locate(loc: Sequence[int | str]) -> tuple[str, type[BaseModel] | None]:
+def locate(loc: Sequence[int | str], spec: Any = AnyJob) -> tuple[str, type[BaseModel] | None]:
     """``(field path as in the file, the spec that has or lacks the last field)`` of a pydantic location.
 
     pydantic puts the tag of a discriminated union into the location; following the types tells tags from fields.
     """
-    here: Any = AnyJob
+    here = spec
     path, owner = "", None
     for step in loc:
         specs = _specs(here)

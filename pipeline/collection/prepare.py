@@ -112,7 +112,7 @@ def prepare(spec: CollectSpec, table: TokenTable) -> list[Pending]:
     """
     record = store_record(spec, table)
     events = store_events(Objects(spec.output), record)
-    _require_same_batches(spec, opened_passes(events))
+    require_same_batches(spec, opened_passes(events))
     plan = plan_passes(events, spec.hook_points, planned_rows(spec, table.num_rows))
     _require_table(spec, table, plan.num_rows)
     new = CollectPass(spec, record, table.url, plan.missing, plan.num_rows)
@@ -197,7 +197,7 @@ def store_events(objects: Objects, record: StoreRecord) -> list[Event]:
     return StoreLog(objects).read()
 
 
-def _require_same_batches(spec: CollectSpec, found: Mapping[str, PassRecord]) -> None:
+def require_same_batches(spec: CollectSpec, found: Mapping[str, PassRecord]) -> None:
     """A hook point that is there was collected with some batch size, which can change low bits, and some statistics."""
     for one in found.values():
         if shared := {*one.hook_points} & {*spec.hook_points}:

@@ -92,7 +92,7 @@ def _storage(spec: ExportSpec, source: StoreRecord) -> Storage:
             codec=codec,
         )
     except ValidationError as error:
-        raise SpecError("; ".join(explained(error))) from error
+        raise SpecError("; ".join(explained(error, Storage))) from error
 
 
 def _chosen(source: Store, spec: ExportSpec) -> tuple[PassRecord, ...]:

@@ -16,8 +16,9 @@ from schemas.fields import Codec
 
 _CRC, _INDEX_ENTRY = 4, 16
 _SCALE = 4
-# Of Arrow files: schema and footer, then the metadata of a record batch and its place in the footer.
-_ARROW_FILE, _ARROW_BATCH = 1200, 340
+# Of Arrow files by whether they have scales: schema and footer, then a record batch's own and its place in the footer.
+_ARROW_FILE, _ARROW_BATCH = {False: 1200, True: 1340}, {False: 264, True: 312}
+_NPY_HEADER = 128
 # Two float64 for each channel as JSON, and for each chunk its checksum.
 _LEDGER_CHANNEL, _LEDGER_CHUNK, _LEDGER_ENTRY = 42, 12, 1500
 _TOKEN_ROW = 5.0
@@ -53,7 +54,9 @@ def hook_bytes(storage: Storage, width: int, num_rows: int) -> int:
     """Bytes of the objects that hold ``num_rows`` rows of a hook point in one unit."""
     num_chunks = num_units(num_rows, storage.chunk_rows)
     if storage.layout == "arrow":
-        return num_rows * row_bytes(storage, width) + num_chunks * _ARROW_BATCH + _ARROW_FILE
+        return (
+            num_rows * row_bytes(storage, width) + num_chunks * _ARROW_BATCH[storage.lossy] + _ARROW_FILE[storage.lossy]
+        )
     word = stored_dtype(storage.dtype).itemsize
     size = _shard_bytes(storage, width * word, num_chunks)
     return size + (_shard_bytes(storage, _SCALE, num_chunks) if storage.lossy else 0)
@@ -69,6 +72,11 @@ def unit_sizes(storage: Storage, statistics: StatisticsSpec, widths: Mapping[str
         per_hook += 1
         objects = {hook: size + _comoments(widths[hook]) for hook, size in objects.items()}
     return UnitSizes(objects, int(num_rows * _TOKEN_ROW) + 2000, ledger, per_hook * len(widths) + 2)
+
+
+def covariance_bytes(width: int) -> int:
+    """The covariance of all rows of a hook point, which a complete store has once."""
+    return width * width * 8 + _NPY_HEADER
 
 
 def lists_of(num_keys: int) -> int:
@@ -92,5 +100,5 @@ def _shard_bytes(storage: Storage, row_size: int, num_chunks: int) -> int:
 
 
 def _comoments(width: int) -> int:
-    """Upper triangle, float64."""
-    return width * (width + 1) // 2 * 8
+    """A triangle of float64."""
+    return width * (width + 1) // 2 * 8 + _NPY_HEADER

@@ -129,7 +129,7 @@ def write_part(job: PartJob) -> PartReceipt:
     contexts = list(
         pack(_tokenise(job, tokenizer, tally), job.spec.packing, **special_ids(job.spec.packing, tokenizer))
     )
-    rows = _rows(contexts).to_parquet()
+    rows = rows_of(contexts).to_parquet()
     documents = _to_parquet(tally)
     receipt = _receipt(job, contexts, tally, rows, documents)
     index = job.part.index
@@ -168,7 +168,7 @@ def _tokenizer(table_url: str, digest: str, specials: tuple[tuple[str, int], ...
 def _tokenise(job: PartJob, tokenizer: Tokenizer, tally: _Tally) -> Iterator[TokenisedDocument]:
     """Documents with ids counting from 0; fills the tally."""
     for batch in _batches(read_documents(job.spec, job.part)):
-        digests = [_text_sha256(document) for document in batch]  # first: it finds text that cannot be tokenised
+        digests = [text_sha256(document) for document in batch]  # first: it finds text that cannot be tokenised
         encoded = tokenizer.encode([document.text for document in batch])
         for document, sha256, token_id in zip(batch, digests, encoded, strict=True):
             held_out = is_held_out(sha256, seed=job.spec.seed, fraction=job.spec.held_out_fraction)
@@ -194,7 +194,8 @@ def _batches(documents: Iterator[Document]) -> Iterator[list[Document]]:
         yield batch
 
 
-def _text_sha256(document: Document) -> str:
+def text_sha256(document: Document) -> str:
+    """Of the document's text. Raises CorpusError where it cannot be written as UTF-8."""
     try:
         return hashlib.sha256(document.text.encode("utf-8")).hexdigest()
     except UnicodeEncodeError as exc:
@@ -204,7 +205,8 @@ def _text_sha256(document: Document) -> str:
         ) from exc
 
 
-def _rows(contexts: list[Context]) -> TokenRows:
+def rows_of(contexts: list[Context]) -> TokenRows:
+    """One after the other, numbered from 0."""
     if not contexts:
         return TokenRows.empty()
     lengths = [len(context.token_id) for context in contexts]
