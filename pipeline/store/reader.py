@@ -7,10 +7,9 @@ object raises an error: never are rows made up, as generic Zarr readers do with 
 
 from __future__ import annotations
 
-import html
 from collections import OrderedDict
 from collections.abc import Iterator
-from functools import cached_property
+from functools import cached_property, lru_cache
 from itertools import pairwise
 from threading import Lock
 
@@ -20,19 +19,20 @@ import numpy.typing as npt
 from pipeline.store import layout
 from pipeline.store.checksums import crc32c_hex
 from pipeline.store.comoments import covariance_of, read_matrix
+from pipeline.store.face import StoreFace
 from pipeline.store.ledger import Ledger, in_order
 from pipeline.store.log import StoreLog, planned_rows
 from pipeline.store.manifests import non_finite_rows, read_manifest, require_planned
 from pipeline.store.objects import Objects
 from pipeline.store.rounding import Scales
 from pipeline.store.rows import TokenRows
-from pipeline.store.statistics import mean_norm, merge_all
+from pipeline.store.statistics import merge_all
 from pipeline.store.survey import Problem
 from pipeline.store.unit_objects import StoredRows, UnitObjects, UnitRows
 from pipeline.store.verification import inspect
 from pipeline.store.words import Floats, Words, stored_dtype
 from schemas.errors import CorruptionError, HookPointError, IncompleteError, MissingError, SpecError, nearest
-from schemas.fields import Dtype, about_bytes
+from schemas.fields import Dtype
 from schemas.store import (
     HookStatistics,
     LedgerEntry,
@@ -45,9 +45,11 @@ from schemas.store import (
 
 _OPEN_UNITS = 128
 """Maps (and so file descriptors) that a reader keeps open for later calls."""
+_UNITS_OF_TOKENS = 4
+"""Whose token rows stay in memory: looking at one row after another reads the same few."""
 
 
-class Store:
+class Store(StoreFace):
     """A store opened for reading. Safe to use from several threads; pickling it carries the URL and opens it anew."""
 
     def __init__(
@@ -73,6 +75,7 @@ class Store:
         self._units: OrderedDict[tuple[str, int], UnitRows] = OrderedDict()
         self._verified: dict[tuple[str, int], set[int]] = {}
         self._lock = Lock()
+        self._unit_tokens = lru_cache(maxsize=_UNITS_OF_TOKENS)(self._read_unit_tokens)
 
     @classmethod
     def open(cls, url: str, *, allow_partial: bool = False) -> Store:
@@ -318,7 +321,7 @@ class Store:
                 self._units.popitem(last=False)
         return rows
 
-    def _unit_tokens(self, unit: int) -> TokenRows:
+    def _read_unit_tokens(self, unit: int) -> TokenRows:
         receipt = self._tokens_receipt(unit)
         where = f"{self.url}/{receipt.key}"
         try:
@@ -346,18 +349,6 @@ class Store:
                 if last == len(self.passes):
                     raise
         raise IncompleteError(f"the store at {self.url} has no pass yet")
-
-    def _repr_html_(self) -> str:
-        state = about_bytes(self.manifest.size_bytes) if self.manifest else "not complete"
-        rows = "".join(
-            f"<tr><td>{html.escape(hook)}</td><td>{width}</td><td>{mean_norm(self.statistics[hook]):.4g}</td></tr>"
-            for hook, width in self.hook_points.items()
-        )
-        return (
-            f"<p><b>{html.escape(self.url)}</b><br>{self.num_rows:,} rows, {self.dtype}, codec {self.record.codec}, "
-            f"{state}, fingerprint {self.fingerprint[:16]}</p>"
-            f"<table><tr><th>hook point</th><th>d_model</th><th>mean norm</th></tr>{rows}</table>"
-        )
 
 
 def _reopen(url: str, allow_partial: bool) -> Store:

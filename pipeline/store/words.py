@@ -49,7 +49,9 @@ def to_float32(words: Words, dtype: Dtype) -> Floats:
     """Exact for every lossless dtype; a new array unless the words are float32 already."""
     _require_lossless(dtype)
     if dtype == "bfloat16":
-        return (words.astype(np.uint32) << np.uint32(16)).view(np.float32)
+        bits = words.astype(np.uint32)
+        bits <<= np.uint32(16)  # in place: new memory costs more than the shift
+        return bits.view(np.float32)
     return words.astype(np.float32, copy=False)
 
 

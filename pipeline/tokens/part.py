@@ -28,7 +28,7 @@ from pipeline.store.rows import TokenRows
 from pipeline.tokens.corpus import read_documents
 from pipeline.tokens.document import CorpusPart, Document
 from pipeline.tokens.packing import Context, TokenisedDocument, pack
-from pipeline.tokens.tokenizer import Tokenizer, restore_tokenizer
+from pipeline.tokens.vocabulary import Tokenizer, restore_tokenizer
 from schemas.corpus import Packing, TokensSpec
 from schemas.errors import CorpusError, CorruptionError
 

@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 from pipeline.store.objects import Objects
 from pipeline.store.rows import TokenRows
 from pipeline.tokens.part import DOCUMENT_SCHEMA, TOKENIZER_KEY, PartReceipt, part_key
-from pipeline.tokens.tokenizer import Tokenizer, restore_tokenizer
+from pipeline.tokens.vocabulary import Tokenizer, restore_tokenizer
 from schemas.errors import CorruptionError, IncompleteError, MissingError, SpecError
 
 TABLE_KEY = "table.json"
@@ -139,13 +139,25 @@ class TokenTable:
 
     def documents(self) -> Any:
         """pyarrow table of all documents: document_id, name, sha256, held_out, num_tokens (of text, before packing)."""
-        tables = []
-        for index, receipt in enumerate(self._receipts):
-            data = self._read(part_key(index, "documents.parquet"), receipt.documents_sha256)
-            table = pq.read_table(pa.BufferReader(data), use_threads=False)
-            ids = table.column("document_id").to_numpy() + self._first_document[index]
-            tables.append(table.set_column(0, DOCUMENT_SCHEMA.field(0), pa.array(ids, pa.int64())))
+        tables = [self._documents(index) for index in range(len(self._receipts))]
         return pa.concat_tables(tables) if tables else DOCUMENT_SCHEMA.empty_table()
+
+    def document(self, document_id: int) -> dict[str, Any]:
+        """What ``documents`` says of one; reads its part only. Raises IndexError where there is no such document."""
+        if not 0 <= document_id < self.num_documents:
+            raise IndexError(f"the token table at {self.url} has {self.num_documents} documents, no {document_id}")
+        index = bisect_right(self._first_document, document_id) - 1
+        facts: dict[str, Any] = (
+            self._documents(index).slice(document_id - self._first_document[index], 1).to_pylist()[0]
+        )
+        return facts
+
+    def _documents(self, index: int) -> Any:
+        """The documents of one part under global ids."""
+        data = self._read(part_key(index, "documents.parquet"), self._receipts[index].documents_sha256)
+        table = pq.read_table(pa.BufferReader(data), use_threads=False)
+        ids = table.column("document_id").to_numpy() + self._first_document[index]
+        return table.set_column(0, DOCUMENT_SCHEMA.field(0), pa.array(ids, pa.int64()))
 
     def tokenizer(self) -> Tokenizer:
         """The tokenizer that made the table, from the table's own copy."""

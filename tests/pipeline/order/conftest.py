@@ -14,6 +14,7 @@ from pipeline.store.reader import Store
 from pipeline.store.rows import TokenRows
 from pipeline.store.words import to_words
 from pipeline.store.writer import StoreWriter
+from schemas.fields import LOSSY
 from schemas.fingerprint import fingerprint
 from schemas.store import PassRecord, StoreRecord
 
@@ -33,7 +34,15 @@ class Facts:
         return Store.open(self.url)
 
 
-def write(url: str, *, num_rows: int, dtype: str = "bfloat16", spoil: dict[int, float] | None = None) -> Facts:
+def write(
+    url: str,
+    *,
+    num_rows: int,
+    dtype: str = "bfloat16",
+    layout: str = "zarr",
+    codec: str = "none",
+    spoil: dict[int, float] | None = None,
+) -> Facts:
     """Contexts of 12 tokens that begin with special token 0; every tenth context is held out.
 
     Row r has at ``resid`` the numbers r // 64 + 1 and r % 64, which bfloat16 holds exactly, and random ones.
@@ -41,9 +50,9 @@ def write(url: str, *, num_rows: int, dtype: str = "bfloat16", spoil: dict[int, 
     """
     identity = {"model": "counting", "num_rows": num_rows, "dtype": dtype}
     record = StoreRecord(
-        fingerprint=fingerprint(identity), identity=identity, table_fingerprint="table", dtype=dtype,
-        chunk_rows=CHUNK_ROWS, shard_rows=SHARD_ROWS, codec="none", table_url="", specials={"bos": 0, "eos": 3},
-        spec={}, versions={},
+        fingerprint=fingerprint(identity), identity=identity, table_fingerprint="table", dtype=dtype, layout=layout,
+        lossy=dtype in LOSSY, chunk_rows=CHUNK_ROWS, shard_rows=SHARD_ROWS, codec=codec, table_url="",
+        specials={"bos": 0, "eos": 3}, spec={}, versions={},
     )  # fmt: skip
     row = np.arange(num_rows)
     position, context = row % CONTEXT, row // CONTEXT
@@ -53,7 +62,8 @@ def write(url: str, *, num_rows: int, dtype: str = "bfloat16", spoil: dict[int, 
     acts["resid"][:, 0], acts["resid"][:, 1] = row // 64 + 1, row % 64
     for bad_row, value in (spoil or {}).items():
         acts["mlp_out"][bad_row] = value
-    words = {hook: to_words(values.astype(np.float32), dtype) for hook, values in acts.items()}
+    given = "float32" if dtype in LOSSY else dtype
+    words = {hook: to_words(values.astype(np.float32), given) for hook, values in acts.items()}
     writer = StoreWriter.open(url, record, PassRecord(hook_points=WIDTHS, batch_tokens=64), num_rows=num_rows)
     for unit in range(writer.num_units):
         start, stop = writer.unit_rows(unit)
