@@ -15,9 +15,12 @@ import numpy as np
 from pipeline.exporting.conversion import is_exact, narrowed, value_dtype, widened
 from pipeline.exporting.prepare import ExportJob
 from pipeline.exporting.selection import Rows, is_aligned
+from pipeline.planning.sizes import LEAST_SHARE
+from pipeline.planning.space import require_free
 from pipeline.store.leases import held
+from pipeline.store.objects import Objects
 from pipeline.store.rows import TokenRows
-from pipeline.store.words import Floats, Words
+from pipeline.store.words import Floats, Words, stored_dtype
 from pipeline.store.writer import StoreWriter
 from schemas.fields import LOSSY
 from schemas.store import LedgerEntry, Manifest
@@ -39,6 +42,7 @@ def rewrite(job: ExportJob, *, begin: Callable[[int, int], None], advance: Advan
     missing = [(writer, _missing(writer)) for writer in writers]
     rows = [stop - start for writer, units in missing for start, stop in map(writer.unit_rows, units)]
     total = len(writers) * job.rows.num_rows
+    _require_room(job, missing)
     begin(total, total - sum(rows))
     with held(writers[0].objects, "export"):
         for writer, units in missing:
@@ -46,6 +50,16 @@ def rewrite(job: ExportJob, *, begin: Callable[[int, int], None], advance: Advan
                 entry = _write(job, writer, unit)
                 advance(entry.num_rows, sum(receipt.size_bytes for receipt in entry.objects.values()))
         return [writer.finish() for writer in writers][-1]
+
+
+def _require_room(job: ExportJob, missing: list[tuple[StoreWriter, list[int]]]) -> None:
+    """Raises ResourceError where the disk cannot hold what is missing."""
+    record, needed = job.record, 0
+    word, scale = stored_dtype(record.dtype).itemsize, 4 if record.lossy else 0
+    for writer, units in missing:
+        row_size = sum(width * word + scale for width in writer.pass_record.hook_points.values())
+        needed += row_size * sum(stop - start for start, stop in map(writer.unit_rows, units))
+    require_free(Objects(job.spec.output), int(needed * LEAST_SHARE[record.codec]), f"{job.rows.num_rows:,} rows")
 
 
 def _missing(writer: StoreWriter) -> list[int]:

@@ -27,6 +27,7 @@ from pipeline.exporting import selection
 from pipeline.exporting.conversion import narrowed, require_consent
 from pipeline.exporting.prepare import chosen_hooks
 from pipeline.exporting.selection import Rows, RowSelection, select
+from pipeline.planning.space import require_free
 from pipeline.store.documents import parse, to_bytes
 from pipeline.store.objects import Objects
 from pipeline.store.reader import Store
@@ -152,6 +153,8 @@ def write(
     there = output.sizes()
     length = job.contexts.length
     done = sum(end - first for key, (first, end) in zip(keys, bounds, strict=True) if key in there)
+    missing = sum(end - first for key, (first, end) in zip(keys, bounds, strict=True) if key not in there)
+    require_free(output, missing * job.context_bytes, f"{missing:,} contexts")
     begin(len(job.contexts.starts) * length, done * length)
     for key, (first, end) in zip(keys, bounds, strict=True):
         if key not in there:
