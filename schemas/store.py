@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import NonNegativeInt, PositiveInt
+from pydantic import Field, NonNegativeInt, PositiveInt
 
 from schemas.fields import Codec, Dtype, Layout, Spec
 
@@ -245,3 +245,12 @@ class RowsComplete(Spec):
     """Rows of every array that the manifest names."""
     passes: tuple[str, ...]
     """Pass ids that are complete over them, ascending."""
+
+
+class LogEntry(Spec):
+    """``log/NUMBER8.json``: an event of the store's log, and its place in it."""
+
+    number: NonNegativeInt
+    """As in the key."""
+    event: Annotated[PassOpened | RowsComplete, Field(discriminator="event")]
+    """What happened."""

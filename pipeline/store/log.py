@@ -14,15 +14,11 @@ from pipeline.store.documents import parse, sealed, to_bytes, unsealed
 from pipeline.store.layout import pass_id
 from pipeline.store.objects import Objects
 from schemas.errors import CorruptionError, MissingError
-from schemas.store import PassOpened, PassRecord, RowsComplete
+from schemas.store import LogEntry, PassOpened, PassRecord, RowsComplete
 
 Event = PassOpened | RowsComplete
 
 FOLDER = "log/"
-_KINDS: dict[object, type[PassOpened] | type[RowsComplete]] = {
-    "pass_opened": PassOpened,
-    "rows_complete": RowsComplete,
-}
 
 
 def log_key(number: int) -> str:
@@ -58,7 +54,8 @@ class StoreLog:
             event = decide(events)
             if event is None:
                 return events
-            if self.objects.create(log_key(len(events)), to_bytes(sealed(event))):
+            entry = LogEntry(number=len(events), event=event)
+            if self.objects.create(log_key(len(events)), to_bytes(sealed(entry))):
                 self._known.append(event)
                 return [*events, event]
 
@@ -68,10 +65,10 @@ class StoreLog:
             facts = parse(self.objects.read(log_key(number)), where)
         except MissingError as exc:
             raise CorruptionError(f"{where}: expected an event of the store's log, got no object") from exc
-        kind = _KINDS.get(facts.get("event"))
-        if kind is None:
-            raise CorruptionError(f"{where}: expected one of the events {sorted(map(str, _KINDS))}, got {facts}")
-        return unsealed(facts, kind, where)
+        entry = unsealed(facts, LogEntry, where)
+        if entry.number != number:
+            raise CorruptionError(f"{where}: expected event {number} of the store's log, got event {entry.number}")
+        return entry.event
 
 
 def _number(key: str, url: str) -> int:

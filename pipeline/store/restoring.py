@@ -14,7 +14,7 @@ from pipeline.store.documents import sealed, to_bytes
 from pipeline.store.log import Event, log_key
 from pipeline.store.manifests import restored_manifest
 from pipeline.store.survey import Survey
-from schemas.store import PassOpened, RowsComplete
+from schemas.store import LogEntry, PassOpened, RowsComplete
 
 
 @dataclass(frozen=True)
@@ -43,8 +43,8 @@ def drafts(survey: Survey, damaged: set[str]) -> Iterator[Draft]:
     for number, event in _events(survey):
         if log_key(number) in damaged:
             mended = number < len(survey.events) and survey.events[number] is not None
-            source = "by its own checksum" if mended else "from the passes and the manifest"
-            yield Draft(log_key(number), to_bytes(sealed(event)), source)
+            source = "by its own checksum or from another's place" if mended else "from the passes and the manifest"
+            yield Draft(log_key(number), to_bytes(sealed(LogEntry(number=number, event=event))), source)
     for pass_, one in survey.passes.items():
         if layout.pass_key(pass_) in damaged:
             yield Draft(layout.pass_key(pass_), to_bytes(sealed(one)), "from the log")

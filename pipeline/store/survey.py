@@ -13,14 +13,14 @@ from typing import Any
 
 from pipeline.store import layout
 from pipeline.store.correction import corrected
-from pipeline.store.documents import Record, parse, sealed, to_bytes, unsealed
+from pipeline.store.documents import Record, parse, to_bytes, unsealed
 from pipeline.store.ledger import in_order
 from pipeline.store.log import FOLDER as LOG
 from pipeline.store.log import Event, completion, log_key, opened_passes, planned_rows
 from pipeline.store.objects import Objects
 from schemas.errors import CorruptionError, MissingError
 from schemas.fingerprint import canonical_json, fingerprint
-from schemas.store import LedgerEntry, Manifest, PassOpened, PassRecord, RowsComplete, StoreRecord
+from schemas.store import LedgerEntry, LogEntry, Manifest, PassOpened, PassRecord, RowsComplete, StoreRecord
 
 
 @dataclass(frozen=True)
@@ -106,9 +106,8 @@ class Survey:
         strays: dict[int, LedgerEntry] = {}
         lost: list[int] = []
         units = self.units(pass_)
-        for unit, (entry, raw) in zip(
-            units, in_order(self.objects, lambda u: self._entry(pass_, u), units), strict=True
-        ):
+        read = in_order(self.objects, lambda unit: self._entry(pass_, unit), units)
+        for unit, (entry, is_sound) in zip(units, read, strict=True):
             if entry is not None and (entry.pass_id, entry.unit) != (pass_, unit):
                 self._note(layout.ledger_key(pass_, unit), f"unit {unit} of pass {pass_}", f"unit {entry.unit}")
                 if entry.pass_id == pass_:
@@ -117,18 +116,17 @@ class Survey:
             elif entry is None:
                 lost.append(unit)
             else:
-                is_sound = raw == to_bytes(sealed(entry))
                 yield unit, Found(_slim(entry) if is_sound else entry, is_sound)
         for unit in lost:
             yield unit, Found(strays.get(unit), is_sound=False)
 
-    def _entry(self, pass_: str, unit: int) -> tuple[LedgerEntry | None, bytes]:
+    def _entry(self, pass_: str, unit: int) -> tuple[LedgerEntry | None, bool]:
         key = layout.ledger_key(pass_, unit)
-        entry, raw = self._document(key, LedgerEntry, required="a ledger entry")
+        entry, is_sound = self._document(key, LedgerEntry, required="a ledger entry")
         if entry is not None and entry.store_fingerprint != self.record.fingerprint:
             self._note(key, f"an entry of the store {self.record.fingerprint}", f"one of {entry.store_fingerprint}")
-            return None, raw
-        return entry, raw
+            return None, False
+        return entry, is_sound
 
     def _require_own_record(self) -> None:
         """Refuse the sound record of another store: judged by it, every entry of this one would be wrong."""
@@ -151,22 +149,20 @@ class Survey:
     def _read_log(self) -> None:
         keys = [key for key in self.sizes if key.startswith(LOG)]
         numbers = [int(digits) for key in keys if (digits := key[len(LOG) : -len(".json")]).isdecimal()]
-        for number in range(max(numbers, default=-1) + 1):
-            self.events.append(self._event(log_key(number)))
+        entries = [self._log_entry(number) for number in range(max(numbers, default=-1) + 1)]
+        # Events that lie in each other's places are known, though both documents are damage.
+        found = {entry.number: entry.event for entry in reversed(entries) if entry is not None}
+        found |= {entry.number: entry.event for number, entry in enumerate(entries) if entry and entry.number == number}
+        self.events = [found.get(number) for number in range(len(entries))]
         known = [event for event in self.events if event is not None]
         self.passes = opened_passes(known)
 
-    def _event(self, key: str) -> Event | None:
-        try:
-            kind = json.loads(self.objects.read(key)).get("event")
-        except (ValueError, AttributeError, MissingError):
-            kind = None
-        kinds: list[type[PassOpened] | type[RowsComplete]] = [PassOpened, RowsComplete]
-        if kind == "rows_complete":
-            kinds.reverse()
-        event, _ = self._document(key, kinds[0], required="an event of the store's log")
-        # A flipped bit may have hit the very word that says which event it is.
-        return event or self._mended(key, kinds[1])
+    def _log_entry(self, number: int) -> LogEntry | None:
+        key = log_key(number)
+        entry, _ = self._document(key, LogEntry, required="an event of the store's log")
+        if entry is not None and entry.number != number:
+            self._note(key, f"event {number} of the store's log", f"event {entry.number}")
+        return entry
 
     def _read_passes(self) -> None:
         listed = [key.removeprefix("passes/").removesuffix(".json") for key in self.sizes if key.startswith("passes/")]
@@ -214,22 +210,24 @@ class Survey:
             self._note(layout.MANIFEST, f"{logged.num_rows} rows of {list(logged.passes)}",
                        f"{says.num_rows} rows of {list(says.passes)}")  # fmt: skip
 
-    def _document(self, key: str, kind: type[Record], *, required: str) -> tuple[Record | None, bytes]:
-        """The record and what is stored; a problem is noted where that is not its canonical form."""
+    def _document(self, key: str, kind: type[Record], *, required: str) -> tuple[Record | None, bool]:
+        """The record, mended if need be, and whether its canonical form is what is stored; else a problem is noted."""
         try:
             raw = self.objects.read(key)
         except MissingError:
             if required:
                 self._note(key, required, "no object")
-            return None, b""
+            return None, False
         try:
-            record = unsealed(parse(raw, key), kind, key)
+            facts = parse(raw, key)
+            record = unsealed(facts, kind, key)
         except CorruptionError as exc:
             self._note(key, "what was committed", str(exc).removeprefix(f"{key}: "))
-            return self._mended(key, kind), raw
-        if raw != to_bytes(sealed(record)):
-            self._note(key, "canonical JSON", "other bytes of the same meaning")
-        return record, raw
+            return self._mended(key, kind), False
+        if raw == to_bytes(facts):
+            return record, True
+        self._note(key, "canonical JSON", "other bytes of the same meaning")
+        return record, False
 
     def _mended(self, key: str, kind: type[Record]) -> Record | None:
         try:

@@ -1,9 +1,9 @@
 """Run as a script: repair copies of a damaged store in processes that kill themselves at every call in turn.
 
-    python interrupted_repair.py DAMAGED FOLDER
+    python interrupted_repair.py DAMAGED FOLDER STEP
 
 DAMAGED is repaired undisturbed as FOLDER/calm; that takes N calls of fsync, link, rename and unlink. FOLDER/trial-I is
-repaired by a child that dies by SIGKILL just before call I, then, its lease grown old, by one that lives.
+repaired by a child that dies by SIGKILL just before call I (every STEP-th), then, its lease grown old, by one that lives.
 """
 
 from __future__ import annotations
@@ -71,10 +71,10 @@ def in_child(url: str, fatal: int) -> int:
     return calls
 
 
-def main(damaged: Path, folder: Path) -> None:
+def main(damaged: Path, folder: Path, step: int) -> None:
     shutil.copytree(damaged, folder / "calm")
     calls = in_child(str(folder / "calm"), 0)
-    for fatal in range(1, calls + 1):
+    for fatal in range(1, calls + 1, step):
         trial = Path(shutil.copytree(damaged, folder / f"trial-{fatal}"))
         in_child(str(trial), fatal)
         for lease in trial.glob("leases/*.json"):
@@ -83,4 +83,4 @@ def main(damaged: Path, folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]))
+    main(Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]))

@@ -164,7 +164,8 @@ def same_place(built: Path) -> list[tuple[str, str]]:
     of_hook = sorted(rows)[:2]
     across = [next(key for key in rows if key.startswith(f"activations/{hook}/")) for hook in HOOKS]
     tokens = ["tokens/00000000.parquet", "tokens/00000001.parquet"]
-    pairs = [of_hook, across, entries[:2], [entries[0], entries[-1]], passes, tokens, arrays]
+    log = ["log/00000000.json", "log/00000001.json"]
+    pairs = [of_hook, across, entries[:2], [entries[0], entries[-1]], passes, tokens, arrays, log]
     return [(one, other) for one, other in pairs]
 
 

@@ -36,7 +36,7 @@ def test_every_single_bit_is_mended(sample: Any, which: int) -> None:
     assert corrected(data, type(record)) == record
     every = range(8 * len(data))
     # Around the checksum nothing is left out; elsewhere every bit is like its neighbours.
-    for place in [*every[:2000], *every[2000::11]]:
+    for place in [*every[:1000], *every[1000::31]]:
         damaged = bytearray(data)
         damaged[place // 8] ^= 1 << place % 8
         assert corrected(bytes(damaged), type(record)) == record, place
