@@ -30,7 +30,7 @@ class RowOrder(Spec):
     """Chunks whose rows are permuted together, level two of the shuffle. More: better mixing, more memory."""
     mode: Literal["shuffled", "sequential"] = "shuffled"
     """``shuffled``: a window's chunks come from anywhere in the store. ``sequential``: they are neighbours, windows in
-    the store's order, so that reads are sequential: as good a shuffle only of a store that a shuffle job has written."""
+    the store's order, so that reads are sequential: as good a shuffle only of a store that a shuffle job wrote."""
 
 
 class Schedule(Spec):

@@ -139,7 +139,7 @@ def test_overrides_that_go_nowhere_are_refused(write: Write, override: str, mess
         ("2MiB", "2MiBi", "jobs[0].tokens.part_size: a size is a number and a unit"),
         ("kind: train", "kind: trian", "jobs[1]: kind: expected"),
         ("${collect}", "${colect}", "did you mean 'collect'?"),
-        ("kind: pipeline", "kind: pipelin", "kind: expected 'collect', 'train', 'evaluate', 'pipeline', got 'pipelin'"),
+        ("kind: pipeline", "kind: pipelin", "'shuffle', 'train', 'evaluate', 'pipeline', got 'pipelin'"),
         ("[blocks.0.hook_resid_post]\n", "[blocks 0]\n", "jobs[0].hook_points[0]: String should match"),
     ],
 )
@@ -151,7 +151,8 @@ def test_wrong_fields_are_named_by_their_full_path(write: Write, before: str, af
 def test_all_wrong_fields_are_told_at_once(write: Write) -> None:
     text = refusal(write(PIPELINE), "jobs[0].storage.dtype=bf16", "jobs[1].batch_rows=0", "zzz=1")
     assert "3 fields are wrong" in text
-    assert "jobs[0].storage.dtype: expected 'bfloat16', 'float16' or 'float32', got 'bf16'" in text
+    known = "'bfloat16', 'float16', 'float32', 'int8' or 'float8_e4m3'"
+    assert f"jobs[0].storage.dtype: expected {known}, got 'bf16'" in text
     assert "Traceback" not in text
     assert "pydantic" not in text
 

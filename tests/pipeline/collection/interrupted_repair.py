@@ -3,7 +3,8 @@
     python interrupted_repair.py DAMAGED FOLDER STEP
 
 DAMAGED is repaired undisturbed as FOLDER/calm; that takes N calls of fsync, link, rename and unlink. FOLDER/trial-I is
-repaired by a child that dies by SIGKILL just before call I (every STEP-th), then, its lease grown old, by one that lives.
+repaired by a child that dies by SIGKILL just before call I (every STEP-th), then, its lease grown old, by one that
+lives.
 """
 
 from __future__ import annotations
