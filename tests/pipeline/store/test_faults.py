@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from faults import FAULTS, FaultyProxy
+from faulty_proxy import FAULTS, FaultyProxy
 from seaweed import BUCKET, S3Server, client
 
 from pipeline.store import parallel, retrying
