@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from datetime import UTC, datetime
 from typing import Any
 
@@ -68,19 +68,16 @@ class AnyFileSystem(RemoteBackend):
         require_length(data, start, stop, facts.size)
         return Piece(data, facts.size)
 
-    def put(self, key: str, data: bytes | bytearray, *, mark: str, if_absent: bool) -> bool:
+    def put(self, key: str, data: bytes | bytearray | memoryview, *, mark: str, if_absent: bool) -> bool:
         options: dict[str, Any] = self._limit(len(data))
         if self.marks:
             options["metadata"] = {_MARK: mark}
         if if_absent:
             options["mode"] = "create"
         try:
-            if isinstance(self._fs, MemoryFileSystem):
-                with _MEMORY:
-                    # It keeps the very object that it is given, so that must be one that cannot change.
-                    self._fs.pipe_file(self._path(key), bytes(data), **options)
-            else:
-                self._fs.pipe_file(self._path(key), data, **options)
+            # memory:// keeps the very object that it is given, so that must be one that cannot change.
+            with _MEMORY if isinstance(self._fs, MemoryFileSystem) else nullcontext():
+                self._fs.pipe_file(self._path(key), bytes(data), **options)
         except FileExistsError:
             return False
         return True

@@ -46,13 +46,13 @@ class DiskBackend:
     def read_spans(self, key: str, spans: Sequence[tuple[int, int]]) -> Iterator[bytes]:
         return (self.read_range(key, start, stop) for start, stop in spans)
 
-    def write(self, key: str, data: bytes | bytearray) -> None:
+    def write(self, key: str, data: bytes | bytearray | memoryview) -> None:
         path = self._path(key)
         with translated(self.root, key), _partial(path, data) as partial:
             partial.replace(path)
             _flush_folder(path.parent)
 
-    def create(self, key: str, data: bytes | bytearray) -> bool:
+    def create(self, key: str, data: bytes | bytearray | memoryview) -> bool:
         path = self._path(key)
         if path.exists():
             return False
@@ -101,7 +101,7 @@ class DiskBackend:
 
 
 @contextmanager
-def _partial(path: Path, data: bytes | bytearray) -> Iterator[Path]:
+def _partial(path: Path, data: bytes | bytearray | memoryview) -> Iterator[Path]:
     """A flushed temporary file beside ``path`` with ``data`` in it; gone afterwards unless it was renamed."""
     _make_folder(path.parent)
     partial = path.parent / f".{path.name}.{os.getpid()}-{secrets.token_hex(6)}.partial"

@@ -20,7 +20,7 @@ from pipeline.store.failures import missing
 from schemas.errors import SpecError
 from schemas.fields import require_no_credentials
 
-Data = bytes | bytearray
+Data = bytes | bytearray | memoryview
 """What is written: whole objects."""
 Names = list[str]
 _EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs"}

@@ -76,7 +76,7 @@ class RemoteBackend(ABC):
         """Bytes [start, stop), fewer only where the object ends before."""
 
     @abstractmethod
-    def put(self, key: str, data: bytes | bytearray, *, mark: str, if_absent: bool) -> bool:
+    def put(self, key: str, data: bytes | bytearray | memoryview, *, mark: str, if_absent: bool) -> bool:
         """Write the whole object; False: nothing was written, because there is one."""
 
     @abstractmethod
@@ -112,10 +112,10 @@ class RemoteBackend(ABC):
             return (self.read_range(key, start, stop) for start, stop in spans)
         return at_once(lambda span: self._piece(key, *span).data, spans)
 
-    def write(self, key: str, data: bytes | bytearray) -> None:
+    def write(self, key: str, data: bytes | bytearray | memoryview) -> None:
         self._put(key, data, mark=secrets.token_hex(16), if_absent=False)
 
-    def create(self, key: str, data: bytes | bytearray) -> bool:
+    def create(self, key: str, data: bytes | bytearray | memoryview) -> bool:
         return self._put(key, data, mark=secrets.token_hex(16), if_absent=True)
 
     def size(self, key: str) -> int | None:
@@ -163,7 +163,7 @@ class RemoteBackend(ABC):
         with self.errors(key):
             return self.retries.run(self.where(key), attempt)
 
-    def _put(self, key: str, data: bytes | bytearray, *, mark: str, if_absent: bool) -> bool:
+    def _put(self, key: str, data: bytes | bytearray | memoryview, *, mark: str, if_absent: bool) -> bool:
         uncertain = False
 
         def attempt() -> bool:
@@ -177,7 +177,7 @@ class RemoteBackend(ABC):
         made = self.request(key, attempt)
         return made or self.request(key, lambda: self.is_ours(key, data, mark, uncertain=uncertain))
 
-    def is_ours(self, key: str, data: bytes | bytearray, mark: str, *, uncertain: bool) -> bool:
+    def is_ours(self, key: str, data: bytes | bytearray | memoryview, mark: str, *, uncertain: bool) -> bool:
         """Whether what is there was put by this call, by a try whose answer was lost: ours (``uncertain``), or one that
         a client library made again behind our back. Told by the mark where there are marks, else by the bytes."""
         if self.marks:

@@ -119,9 +119,9 @@ class S3(RemoteBackend):
         require_length(data, start, stop, size)
         return Piece(data, size, str(answer.get("ETag", "")))
 
-    def put(self, key: str, data: bytes | bytearray, *, mark: str, if_absent: bool) -> bool:
+    def put(self, key: str, data: bytes | bytearray | memoryview, *, mark: str, if_absent: bool) -> bool:
         return self._unless_there(
-            lambda: self._call("put_object", key, Body=data, Metadata={_MARK: mark}, **_condition(if_absent))
+            lambda: self._call("put_object", key, Body=bytes(data), Metadata={_MARK: mark}, **_condition(if_absent))
         )
 
     def facts(self, key: str) -> Facts | None:
@@ -156,14 +156,14 @@ class S3(RemoteBackend):
     def remove(self, key: str) -> None:
         self._call("delete_object", key)
 
-    def _put(self, key: str, data: bytes | bytearray, *, mark: str, if_absent: bool) -> bool:
+    def _put(self, key: str, data: bytes | bytearray | memoryview, *, mark: str, if_absent: bool) -> bool:
         if len(data) <= 2 * UPLOAD_BYTES:
             return super()._put(key, data, mark=mark, if_absent=if_absent)
         if if_absent and self.size(key) is not None:
             return False
         return self._put_in_parts(key, data, mark, if_absent)
 
-    def _put_in_parts(self, key: str, data: bytes | bytearray, mark: str, if_absent: bool) -> bool:
+    def _put_in_parts(self, key: str, data: bytes | bytearray | memoryview, mark: str, if_absent: bool) -> bool:
         begun = self.request(key, lambda: self._call("create_multipart_upload", key, Metadata={_MARK: mark}))
         upload: str = begun["UploadId"]
         view = memoryview(data)

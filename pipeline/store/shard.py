@@ -65,29 +65,35 @@ class Geometry:
         return -(-num_rows // self.chunk_rows)
 
 
-def encode_shard(words: Words, chunk_rows: int, shard_rows: int, codec: Codec) -> bytearray:
-    """Words [n, D] with 0 < n <= shard_rows -> the whole object. Equal words give equal bytes."""
+def encode_shard(words: Words, chunk_rows: int, shard_rows: int, codec: Codec) -> memoryview:
+    """Words [n, D] with 0 < n <= shard_rows -> the bytes of the whole object. Equal words give equal bytes."""
     num_rows, width = words.shape
     if not 0 < num_rows <= shard_rows or shard_rows % chunk_rows:
         raise ValueError(f"{num_rows} rows do not fit a shard of {shard_rows} rows in chunks of {chunk_rows}")
     geometry = Geometry(chunk_rows, shard_rows, width, words.dtype.newbyteorder("<"), codec)
     source = np.ascontiguousarray(words, dtype=geometry.dtype)
-    out = bytearray()
     index = np.full((geometry.places, 2), _ABSENT, dtype="<u8")
-    for chunk in range(geometry.chunks_of(num_rows)):
-        begin = len(out)
-        stored = _stored_chunk(source[chunk * chunk_rows : (chunk + 1) * chunk_rows], geometry)
-        out += stored.data
-        out += crc32c(stored).to_bytes(_CRC, "little")
-        index[chunk] = (begin, len(out) - begin)
-    footer = index.tobytes()
-    out += footer
-    out += crc32c(footer).to_bytes(_CRC, "little")
-    return out
+    chunks = [_stored_chunk(source[start : start + chunk_rows], geometry) for start in range(0, num_rows, chunk_rows)]
+    # One array of the final size: numpy asks for huge pages, where a buffer that grows spends its time on page faults.
+    out = np.empty(sum(len(chunk) + _CRC for chunk in chunks) + geometry.index_bytes, dtype=np.uint8)
+    end = 0
+    for place, chunk in enumerate(chunks):
+        index[place] = (end, len(chunk) + _CRC)
+        end = _append(out, end, chunk)
+    _append(out, end, index.reshape(-1).view(np.uint8))
+    return out.data
+
+
+def _append(out: Bytes, start: int, data: Bytes) -> int:
+    """``data`` and its checksum at ``start``; where they end."""
+    end = start + len(data)
+    out[start:end] = data
+    out[end : end + _CRC] = np.frombuffer(crc32c(data).to_bytes(_CRC, "little"), dtype=np.uint8)
+    return end + _CRC
 
 
 def _stored_chunk(rows: Words, geometry: Geometry) -> Bytes:
-    """Filled up with zero rows to a whole chunk; ``zstd``: through Blosc's byte shuffle, level 1; ``bf16``: bf16_codec."""
+    """Filled up with zero rows; ``zstd``: Blosc's byte shuffle, zstd level 1; ``bf16``: bf16_codec."""
     if len(rows) < geometry.chunk_rows:
         rows = np.concatenate([rows, np.zeros((geometry.chunk_rows - len(rows), geometry.width), dtype=rows.dtype)])
     flat = rows.reshape(-1)

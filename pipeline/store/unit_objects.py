@@ -23,7 +23,7 @@ from pipeline.store import layout
 from pipeline.store.arrow_file import ArrowFile, ArrowGeometry, Located, encode_arrow, locate
 from pipeline.store.checksums import crc32c_hex, crc32c_of_chunks
 from pipeline.store.chunks import RowReader
-from pipeline.store.objects import Objects
+from pipeline.store.objects import Data, Objects
 from pipeline.store.rounding import Scales, dequantise, quantise, row_scales
 from pipeline.store.shard import Geometry, ShardReader, encode_shard, stored_chunk_crcs
 from pipeline.store.sources import Source, open_source
@@ -180,11 +180,11 @@ class UnitObjects:
                 "`headworks store gc`, and run the job again"
             )
 
-    def _encoded_shard(self, name: str, words: Words, geometry: Geometry) -> tuple[bytearray, ObjectReceipt]:
+    def _encoded_shard(self, name: str, words: Words, geometry: Geometry) -> tuple[memoryview, ObjectReceipt]:
         data = encode_shard(words, geometry.chunk_rows, geometry.shard_rows, geometry.codec)
         return data, self._shard_receipt(name, data, geometry)
 
-    def _shard_receipt(self, name: str, data: bytes | bytearray, geometry: Geometry) -> ObjectReceipt:
+    def _shard_receipt(self, name: str, data: Data, geometry: Geometry) -> ObjectReceipt:
         crcs = stored_chunk_crcs(data, geometry, self.num_rows)
         return ObjectReceipt(
             key=self.keys[name], size_bytes=len(data), crc32c=crc32c_of_chunks(crcs), chunk_crc32c=crcs
@@ -209,7 +209,7 @@ class UnitObjects:
         data, kept = theirs
         return {self.hook: self._arrow_receipt(data)}, kept
 
-    def _create(self, key: str, ours: bytes | bytearray, decode: Callable[[bytes], Held]) -> tuple[bytes, Held] | None:
+    def _create(self, key: str, ours: Data, decode: Callable[[bytes], Held]) -> tuple[bytes, Held] | None:
         """Create the object; None if it is ours then, else the bytes that stay there and what is in them."""
         if self.objects.create(key, ours):
             return None
