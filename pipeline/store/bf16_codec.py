@@ -92,7 +92,10 @@ def _coded(words: Words) -> Bytes:
     low_begin = begin + int(sizes.sum())
     out = np.empty(low_begin + words.size // 4 * 3 + _PAD, dtype=np.uint8)
     np.concatenate(before, out=out[:begin])
-    bf16_encoding.write_streams(places, codes.reshape(-1), sizes, out[begin:low_begin])
+    spaced, at = bf16_encoding.write_streams(places, codes.reshape(-1), sizes), 0
+    for size in sizes.tolist():
+        out[begin : begin + size] = spaced[at : at + size]
+        begin, at = begin + size, at + size + 8
     bf16_encoding.pack_low_bits(words, out[low_begin:-_PAD].reshape(len(words), -1))
     out[-_PAD:] = 0
     return out

@@ -131,13 +131,14 @@ def count_places(places: Any) -> Any:
 
 
 @compiled
-def write_streams(places: Any, codes: Any, sizes: Any, out: Any) -> None:
-    """Codes, given as code << 4 | length by place, into streams of ``sizes`` bytes one after the other."""
-    end0 = uint64(sizes[0])
-    end1 = end0 + uint64(sizes[1])
-    end2 = end1 + uint64(sizes[2])
-    end3 = end2 + uint64(sizes[3])
-    at0, at1, at2, at3 = uint64(0), end0, end1, end2
+def write_streams(places: Any, codes: Any, sizes: Any) -> Any:
+    """Codes, given as code << 4 | length by place, as streams of ``sizes`` bytes [4], 8 bytes of waste after each."""
+    room = uint64(8)
+    at0 = uint64(0)
+    at1 = at0 + uint64(sizes[0]) + room
+    at2 = at1 + uint64(sizes[1]) + room
+    at3 = at2 + uint64(sizes[2]) + room
+    out = np.empty(at3 + uint64(sizes[3]) + room, np.uint8)
     bits0 = bits1 = bits2 = bits3 = uint64(0)
     held0 = held1 = held2 = held3 = uint64(0)
     width = uint64(places.shape[1])
@@ -158,20 +159,17 @@ def write_streams(places: Any, codes: Any, sizes: Any, out: Any) -> None:
                 held2 += code2 & uint64(15)
                 held3 += code3 & uint64(15)
                 c += uint64(4)
-            at0, bits0, held0 = _flush(out, at0, end0, bits0, held0)
-            at1, bits1, held1 = _flush(out, at1, end1, bits1, held1)
-            at2, bits2, held2 = _flush(out, at2, end2, bits2, held2)
-            at3, bits3, held3 = _flush(out, at3, end3, bits3, held3)
+            at0, bits0, held0 = _flush(out, at0, bits0, held0)
+            at1, bits1, held1 = _flush(out, at1, bits1, held1)
+            at2, bits2, held2 = _flush(out, at2, bits2, held2)
+            at3, bits3, held3 = _flush(out, at3, bits3, held3)
+    return out
 
 
 @compiled
-def _flush(out: Any, at: Any, end: Any, bits: Any, held: Any) -> Any:
-    """Write all bits (62 at most), but nothing at or after ``end``; keep those of the last byte if it is not full."""
-    if at + uint64(8) <= end:
-        _store(out, at, bits)
-    else:
-        for place in range(at, end):
-            out[place] = uint8(bits >> (uint64(8) * (uint64(place) - at)))
+def _flush(out: Any, at: Any, bits: Any, held: Any) -> Any:
+    """Write all bits (62 at most), keep those of the last byte if it is not full."""
+    _store(out, at, bits)
     return at + (held >> uint64(3)), bits >> (held & uint64(56)), held & uint64(7)
 
 
