@@ -48,6 +48,8 @@ def rewrite(job: ExportJob, *, begin: Callable[[int, int], None], advance: Advan
         for writer, units in missing:
             for unit in units:
                 entry = _write(job, writer, unit)
+                # Maps of what is behind would look like memory in use.
+                job.source.release()
                 advance(entry.num_rows, sum(receipt.size_bytes for receipt in entry.objects.values()))
         return [writer.finish() for writer in writers][-1]
 

@@ -4,7 +4,7 @@ One row of the dataset is one context: a column for each hook point, named like 
 ``token_ids`` [L]. SAELens wants all contexts to be of one length L and of consecutive tokens.
 
     headworks.json              what the dataset was made from; written first, put-if-absent
-    data-00000-of-000NN.arrow   Arrow streams of up to 256 MiB of contexts, each written at once
+    data-00000-of-000NN.arrow   Arrow streams of up to 128 MiB of contexts, each written at once
     dataset_info.json           the columns
     state.json                  the list of files; written last, and without it nothing loads
 
@@ -37,8 +37,8 @@ from schemas.fields import Dtype
 from schemas.fingerprint import fingerprint, require_equal
 
 FACTS, INFO, STATE = "headworks.json", "dataset_info.json", "state.json"
-FILE_BYTES = 2**28
-"""Activations in one file, and the memory that the export takes; the reader's own limit is 2 GiB."""
+FILE_BYTES = 2**27
+"""Activations in one file; the export holds it twice. The reader's own limit is 2 GiB."""
 _BATCH_BYTES = 2**24
 _SCAN_ROWS = 2**18
 _ARRAY_2D = "datasets.features.features.Array2DExtensionType"
@@ -193,6 +193,7 @@ def _encoded(job: CachedActivations, first: int, end: int) -> bytes:
     with pa.ipc.new_stream(sink, schema) as stream:
         for start in range(first, end, batch):
             stream.write_batch(_batch(job, schema, start, min(start + batch, end)))
+            job.source.release()
     return bytes(sink.getvalue())
 
 

@@ -241,6 +241,11 @@ class Store(StoreFace):
         require_planned(entry, self.num_rows, self.record.shard_rows, self.url)
         return entry
 
+    def release(self) -> None:
+        """Let go of the files that are kept open for later calls; rows that were given out stay as they are."""
+        with self._lock:
+            self._units.clear()
+
     def _read(self, hook: str, start: int, stop: int) -> StoredRows:
         """Rows [start, stop) as they are stored; views where one chunk of a mapped file has them."""
         width = self.hook_points[self._known(hook)]

@@ -15,6 +15,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "pipeline/collection"))
 from small_job import HOOKS, save_corpus, save_model, small_spec
 
 from deploy.cli import main
+from schemas.plan import PlanAssumptions
 
 PRICES = {
     "prices": {"currency": "EUR", "storage_gb_month": 0.02, "put_thousand": 0.005, "get_thousand": 0.0004}
@@ -87,3 +88,11 @@ def test_prices_are_checked(
 ) -> None:
     assert run(job, "--prices", written(tmp_path, facts)) == 2
     assert message in capsys.readouterr().err
+
+
+def test_the_prices_of_the_docs_are_prices() -> None:
+    text = (Path(__file__).parents[2] / "docs/operations.md").read_text("utf-8")
+    block = text.split("# prices.yaml;", 1)[1].split("```", 1)[0].split("\n", 1)[1]
+    found = PlanAssumptions.model_validate(yaml.safe_load(block))
+    assert found.prices.currency == "EUR"
+    assert found.limits.ranks_per_node == 1
