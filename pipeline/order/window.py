@@ -28,7 +28,7 @@ from pipeline.store.words import Words, stored_dtype
 from schemas.fields import LOSSY
 
 if TYPE_CHECKING:
-    from pipeline.store.reader import Store
+    from pipeline.store.joined import AnyStore
 
 Ints = npt.NDArray[np.int64]
 Mask = npt.NDArray[np.bool_]
@@ -40,7 +40,7 @@ MAX_DECODERS = 8
 _TASKS_PER_THREAD = 4
 
 
-def row_dtype(store: Store) -> np.dtype[Any]:
+def row_dtype(store: AnyStore) -> np.dtype[Any]:
     """What a feed's rows are made of: the stored words, or float32 values where words need a scale to mean anything."""
     return np.dtype(np.float32) if store.dtype in LOSSY else stored_dtype(store.dtype)
 
@@ -94,14 +94,16 @@ class LoadedWindow:
     """Which set of buffers has the rows, from its first row on."""
 
 
-def num_decoders(store: Store) -> int:
+def num_decoders(store: AnyStore) -> int:
     """Threads that read chunks at a time: requests under way to a remote store, cores for a local one."""
     if not store.objects.is_local:
         return REQUESTS_AT_ONCE
     return min(MAX_DECODERS, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
 
 
-def load_window(store: Store, plan: PlannedWindow, buffers: Buffers, decoders: ThreadPoolExecutor, stop: Event) -> None:
+def load_window(
+    store: AnyStore, plan: PlannedWindow, buffers: Buffers, decoders: ThreadPoolExecutor, stop: Event
+) -> None:
     """Fill ``buffers`` with the rows of the plan, in its order.
 
     Returns early, with rows missing, once ``stop`` is set: nobody looks at that window any more.
@@ -122,13 +124,13 @@ def load_window(store: Store, plan: PlannedWindow, buffers: Buffers, decoders: T
         pass
 
 
-def _read(store: Store, hook: str, start: int, stop: int) -> Words:
+def _read(store: AnyStore, hook: str, start: int, stop: int) -> Words:
     if store.dtype in LOSSY:
         return store.read_values(hook, start, stop)
     return store.read_rows(hook, start, stop)
 
 
-def _tasks(store: Store, jobs: list[tuple[str, int]]) -> list[Sequence[tuple[str, int]]]:
+def _tasks(store: AnyStore, jobs: list[tuple[str, int]]) -> list[Sequence[tuple[str, int]]]:
     """Few tasks for a local store, where starting one takes as long as copying a chunk; else one for each request."""
     wanted = num_decoders(store) * _TASKS_PER_THREAD if store.objects.is_local else len(jobs)
     return [part for part in (jobs[at::wanted] for at in range(min(wanted, len(jobs)))) if part]
@@ -140,7 +142,7 @@ class Prefetch:
     def __init__(
         self,
         windows: Iterator[PlannedWindow],
-        store: Store,
+        store: AnyStore,
         buffers: tuple[Buffers, Buffers],
     ) -> None:
         self._windows = windows
