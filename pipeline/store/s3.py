@@ -30,6 +30,7 @@ from botocore.exceptions import (
 from botocore.exceptions import ConnectionError as BotoConnectionError
 from botocore.parsers import ResponseParserError
 from botocore.session import get_session
+from urllib3.exceptions import HTTPError
 
 from pipeline.store.failures import missing
 from pipeline.store.parallel import REQUESTS_AT_ONCE, UPLOAD_BYTES, at_once, spans_of, upload_slot
@@ -53,7 +54,8 @@ _PASSING_KINDS: dict[type[Exception] | tuple[type[Exception], ...], str] = {
     ReadTimeoutError: "timeout",
     IncompleteReadError: "body cut short",
     ResponseParserError: "answer cut short",
-    (HTTPClientError, BotoConnectionError, ConnectionError, TimeoutError): "connection lost",
+    # urllib3's own too: botocore lets them through where the body of an error or a listing is cut.
+    (HTTPClientError, BotoConnectionError, HTTPError, ConnectionError, TimeoutError): "connection lost",
 }
 _FULL = {"QuotaExceeded", "XMinioStorageFull", "XMinioAdminBucketQuotaExceeded"}
 _THERE_IS_ONE = {"PreconditionFailed", "412"}
