@@ -6,12 +6,12 @@ record first, without which nothing else can be read, and the manifest last, bec
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from pipeline.store import layout
 from pipeline.store.documents import sealed, to_bytes
-from pipeline.store.log import Event, log_key
+from pipeline.store.log import Event, log_key, opened_passes
 from pipeline.store.manifests import restored_manifest
 from pipeline.store.survey import Survey
 from schemas.store import LogEntry, PassOpened, RowsComplete
@@ -61,9 +61,23 @@ def _events(survey: Survey) -> Iterator[tuple[int, Event]]:
     known = [event for event in survey.events if event is not None]
     implied = [*_implied(survey, known)]
     for number, event in enumerate(survey.events):
-        # Where nothing is missing the lost event had been overtaken: an equal one in its place keeps the numbers.
-        yield number, event or (implied.pop(0) if implied else known[min(number, len(known) - 1)])
+        yield number, event or (implied.pop(0) if implied else _overtaken(survey.events, number))
     yield from enumerate(implied, start=len(survey.events))
+
+
+def _overtaken(events: Sequence[Event | None], number: int) -> Event:
+    """In place of a lost event that later ones have overtaken: the completion of what was opened before it, which mostly
+    comes there, or a repetition. Either has no effect any more, and keeps the numbers without gaps."""
+    before = [event for event in events[:number] if event is not None]
+    after = [event for event in events[number + 1 :] if event is not None]
+    opened = opened_passes(before)
+    planned = [event.num_rows for event in before if isinstance(event, PassOpened)]
+    for later in after:
+        if planned and isinstance(later, RowsComplete) and {*opened} <= {*later.passes}:
+            likely = RowsComplete(num_rows=planned[-1], passes=tuple(sorted(opened)))
+            if likely.num_rows <= later.num_rows and likely not in before:
+                return likely
+    return (before or after)[-1]
 
 
 def _implied(survey: Survey, known: list[Event]) -> Iterator[Event]:

@@ -83,9 +83,10 @@ class Survey:
     def shown(self) -> RowsComplete | None:
         """What the store shows as complete, by its log, or by its manifest where the log has lost it."""
         logged = completion([event for event in self.events if event is not None])
-        if self.manifest is None or (logged and logged.num_rows >= self.manifest.num_rows):
+        if self.manifest is None:
             return logged
-        return RowsComplete(num_rows=self.manifest.num_rows, passes=tuple(self.manifest.passes))
+        says = RowsComplete(num_rows=self.manifest.num_rows, passes=tuple(self.manifest.passes))
+        return says if logged is None or _is_beyond(says, logged) else logged
 
     @property
     def num_rows(self) -> int:
@@ -204,7 +205,7 @@ class Survey:
         if manifest is None:
             return
         says = RowsComplete(num_rows=manifest.num_rows, passes=tuple(manifest.passes))
-        if logged is None or manifest.num_rows > logged.num_rows or not {*says.passes} <= {*logged.passes}:
+        if logged is None or _is_beyond(says, logged):
             self._note(log_key(len(self.events)), f"the event that completed {manifest.num_rows} rows", "no object")
         elif says != logged:
             self._note(layout.MANIFEST, f"{logged.num_rows} rows of {list(logged.passes)}",
@@ -246,6 +247,11 @@ class Survey:
 
     def _note(self, key: str, expected: str, got: str) -> None:
         self.problems.append(Problem(key, expected, got))
+
+
+def _is_beyond(says: RowsComplete, logged: RowsComplete) -> bool:
+    """What was shown is never lost again, so of two completions that differ one has all that the other has."""
+    return says.num_rows > logged.num_rows or not {*says.passes} <= {*logged.passes}
 
 
 def read_root(objects: Objects) -> tuple[StoreRecord, list[Problem]]:

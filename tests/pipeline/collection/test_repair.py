@@ -138,6 +138,12 @@ def test_every_fault_of_every_kind_of_object_is_found_and_mended(built: Path, st
             check(store, built, [key], fault)
 
 
+@pytest.mark.parametrize("number", range(4))
+def test_every_event_of_the_log_that_is_gone_is_written_again(built: Path, store: Path, number: int) -> None:
+    (store / f"log/{number:08d}.json").unlink()
+    check(store, built, [f"log/{number:08d}.json"], "remove")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(6))
 def test_random_damage_is_found_and_mended(built: Path, store: Path, seed: int) -> None:
