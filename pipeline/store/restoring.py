@@ -66,8 +66,8 @@ def _events(survey: Survey) -> Iterator[tuple[int, Event]]:
 
 
 def _overtaken(events: Sequence[Event | None], number: int) -> Event:
-    """In place of a lost event that later ones have overtaken: the completion of what was opened before it, which mostly
-    comes there, or a repetition. Either has no effect any more, and keeps the numbers without gaps."""
+    """In place of a lost event that later ones have overtaken: the completion of what was opened before it, which
+    mostly comes there, or a repetition. Either has no effect any more, and keeps the numbers without gaps."""
     before = [event for event in events[:number] if event is not None]
     after = [event for event in events[number + 1 :] if event is not None]
     opened = opened_passes(before)
