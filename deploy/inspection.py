@@ -41,10 +41,16 @@ def store_facts(url: str) -> dict[str, Any]:
         "fingerprint": store.fingerprint,
         "table_fingerprint": store.table_fingerprint,
         "shuffled": record.shuffled.model_dump() if record.shuffled else None,
-        "model": record.identity.get("model", {}),
+        "model": _model_facts(record.identity.get("model", {}), record.spec.get("model", {})),
         "versions": record.versions,
         "hook_points": {name: _hook_facts(store, name, width) for name, width in store.hook_points.items()},
     }
+
+
+def _model_facts(identity: dict[str, Any], spec: dict[str, Any]) -> dict[str, Any]:
+    """A model that is known by its weights alone is shown by the path that the job named, or by their digest."""
+    digest = str(identity.get("weights", ""))[:12]
+    return {**identity, "path": identity.get("path") or spec.get("path") or (f"weights {digest}" if digest else "?")}
 
 
 def _hook_facts(store: Any, name: str, width: int) -> dict[str, Any]:
