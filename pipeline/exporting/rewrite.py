@@ -17,13 +17,16 @@ from pipeline.exporting.prepare import ExportJob
 from pipeline.exporting.selection import Rows, is_aligned
 from pipeline.planning.sizes import LEAST_SHARE
 from pipeline.planning.space import require_free
+from pipeline.store import layout
 from pipeline.store.leases import held
 from pipeline.store.objects import Objects
+from pipeline.store.rounding import Scales, rounding_error
 from pipeline.store.rows import TokenRows
-from pipeline.store.words import Floats, Words, stored_dtype
+from pipeline.store.unit_objects import StoredRows
+from pipeline.store.words import Floats, Words, stored_dtype, to_float32
 from pipeline.store.writer import StoreWriter
 from schemas.fields import LOSSY
-from schemas.store import LedgerEntry, Manifest
+from schemas.store import LedgerEntry, Manifest, Rounding
 
 Advance = Callable[[int, int], None]
 """Told the rows and bytes of every unit that was written."""
@@ -73,32 +76,57 @@ def _write(job: ExportJob, writer: StoreWriter, unit: int) -> LedgerEntry:
     started = time.perf_counter()
     start, stop = writer.unit_rows(unit)
     rows = job.rows.rows(start, stop)
-    arrays: dict[str, Words] = {}
-    before: dict[str, Floats] = {}
+    arrays: dict[str, Words | StoredRows] = {}
+    rounding: dict[str, Rounding] = {}
     for hook in writer.pass_record.hook_points:
-        arrays[hook], rounded = _converted(job, hook, rows)
-        if rounded is not None:
-            before[hook] = rounded
+        arrays[hook], lost = _converted(job, hook, rows)
+        if lost is not None:
+            rounding[hook] = lost
     tokens = _tokens(job, rows, start)
     read = time.perf_counter() - started
-    return writer.write_unit(unit, arrays, tokens, worker="export", attempt=0, seconds={"read": read}, unrounded=before)
+    return writer.write_unit(
+        unit, arrays, tokens, worker="export", attempt=0, seconds={"read": read}, rounding=rounding
+    )
 
 
-def _converted(job: ExportJob, hook: str, rows: Rows) -> tuple[Words, Floats | None]:
-    """What the writer takes, and the values before they were rounded where they were."""
+def _converted(job: ExportJob, hook: str, rows: Rows) -> tuple[Words | StoredRows, Rounding | None]:
+    """What the writer takes, and what was lost before it gets it."""
     source, dtype = job.source, job.record.dtype
-    if source.dtype == dtype and not source.record.lossy:
-        return _words(job, hook, rows), None
-    if source.record.lossy:
-        values: Floats = (
-            source.read_values(hook, *_bounds(rows)) if _consecutive(rows) else source.gather_values(hook, rows)
-        )
-    else:
-        values = widened(_words(job, hook, rows), source.dtype)
+    if source.dtype == dtype:
+        if not source.record.lossy:
+            return _words(job, hook, rows), _lost_before(job, hook, rows)
+        return StoredRows(_words(job, hook, rows), _scales(job, hook, rows)), _lost_before(job, hook, rows)
+    values = _values(job, hook, rows)
     if dtype in LOSSY:
         return values, None
     words = narrowed(values, dtype)
-    return words, None if is_exact(value_dtype(source.record), dtype) else values
+    if is_exact(value_dtype(source.record), dtype):
+        return words, _lost_before(job, hook, rows)
+    return words, rounding_error(values, to_float32(words, dtype))
+
+
+def _lost_before(job: ExportJob, hook: str, rows: Rows) -> Rounding | None:
+    """What the source says that it had lost of these very rows: of whole units only."""
+    source, size = job.source, job.source.record.shard_rows
+    start, stop = _bounds(rows)
+    unit = start // size
+    if not _consecutive(rows) or (start, stop) != layout.unit_rows(unit, source.num_rows, size):
+        return None
+    owner = next(pass_ for pass_, one in source.passes.items() if hook in one.hook_points)
+    return source.entry(owner, unit).statistics[hook].rounding
+
+
+def _values(job: ExportJob, hook: str, rows: Rows) -> Floats:
+    source = job.source
+    if not source.record.lossy:
+        return widened(_words(job, hook, rows), source.dtype)
+    return source.read_values(hook, *_bounds(rows)) if _consecutive(rows) else source.gather_values(hook, rows)
+
+
+def _scales(job: ExportJob, hook: str, rows: Rows) -> Scales:
+    """[n], read as one range: four bytes a row."""
+    start, stop = _bounds(rows)
+    return job.source.read_scales(hook, start, stop)[rows - start]
 
 
 def _words(job: ExportJob, hook: str, rows: Rows) -> Words:

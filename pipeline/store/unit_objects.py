@@ -135,24 +135,31 @@ class UnitObjects:
         if got != receipt.crc32c:
             raise CorruptionError(f"{source.key}: CRC-32C of its chunks: expected {receipt.crc32c}, got {got}")
 
-    def put(self, array: Words) -> tuple[dict[str, ObjectReceipt], StoredRows]:
-        """Create the objects of words [n, D], or of float32 values [n, D] that a lossy store rounds; receipts and rows
-        of what is there then, which may be an earlier attempt's."""
+    def put(self, array: Words | StoredRows) -> tuple[dict[str, ObjectReceipt], StoredRows]:
+        """Create the objects of words [n, D], of float32 values [n, D] that a lossy store rounds, or of rows that were
+        rounded before; receipts and rows of what is there then, which may be an earlier attempt's."""
         if self.record.layout == "arrow":
             return self._put_arrow(self._rounded(array))
         if not self.record.lossy:
-            receipt, words = self._put_shard(self.hook, array, layout.geometry(self.record, self.width))
+            words = array.words if isinstance(array, StoredRows) else array
+            receipt, words = self._put_shard(self.hook, words, layout.geometry(self.record, self.width))
             return {self.hook: receipt}, StoredRows(words, None)
         name = layout.scales_name(self.hook)
-        ours = row_scales(array, self.record.dtype)
+        rounded = array if isinstance(array, StoredRows) else None
+        values = array.values(self.record.dtype) if isinstance(array, StoredRows) else array
+        held = rounded.scales if rounded is not None else None
+        ours = row_scales(values, self.record.dtype) if held is None else held
         scale_receipt, column = self._put_shard(name, ours[:, None], layout.scale_geometry(self.record))
         scales = column[:, 0]
         self._require_same_finite(ours, scales)
-        words = quantise(array, scales, self.record.dtype)
+        if rounded is not None and np.array_equal(scales, ours, equal_nan=True):
+            words = rounded.words
+        else:
+            words = quantise(values, scales, self.record.dtype)
         receipt, words = self._put_shard(self.hook, words, layout.geometry(self.record, self.width))
         return {self.hook: receipt, name: scale_receipt}, StoredRows(words, scales)
 
-    def receipts_of(self, array: Words) -> dict[str, ObjectReceipt]:
+    def receipts_of(self, array: Words | StoredRows) -> dict[str, ObjectReceipt]:
         """What ``put`` would have written at an empty place."""
         rows = self._rounded(array)
         if self.record.layout == "arrow":
@@ -163,7 +170,9 @@ class UnitObjects:
             receipts[name] = self._encoded_shard(name, rows.scales[:, None], layout.scale_geometry(self.record))[1]
         return receipts
 
-    def _rounded(self, array: Words) -> StoredRows:
+    def _rounded(self, array: Words | StoredRows) -> StoredRows:
+        if isinstance(array, StoredRows):
+            return array
         if not self.record.lossy:
             return StoredRows(array, None)
         scales = row_scales(array, self.record.dtype)

@@ -29,11 +29,11 @@ from pipeline.store.objects import Objects
 from pipeline.store.rounding import rounding_error
 from pipeline.store.rows import TokenRows
 from pipeline.store.statistics import measure
-from pipeline.store.unit_objects import UnitObjects
-from pipeline.store.words import Floats, Words, stored_dtype, to_float32
+from pipeline.store.unit_objects import StoredRows, UnitObjects
+from pipeline.store.words import Words, stored_dtype
 from schemas.errors import MismatchError
 from schemas.fields import Dtype
-from schemas.store import HookStatistics, LedgerEntry, Manifest, ObjectReceipt, PassRecord, StoreRecord
+from schemas.store import HookStatistics, LedgerEntry, Manifest, ObjectReceipt, PassRecord, Rounding, StoreRecord
 
 _log = logging.getLogger(__name__)
 
@@ -93,20 +93,20 @@ class StoreWriter:
     def write_unit(
         self,
         unit: int,
-        arrays: Mapping[str, Words],
+        arrays: Mapping[str, Words | StoredRows],
         tokens: TokenRows,
         *,
         worker: str,
         attempt: int,
         seconds: Mapping[str, float],
-        unrounded: Mapping[str, Floats] = MappingProxyType({}),
+        rounding: Mapping[str, Rounding] = MappingProxyType({}),
     ) -> LedgerEntry:
         """Write one unit and commit it; the entry that counts, an earlier attempt's if there was one.
 
-        ``arrays``: hook point -> stored words [n, D] of exactly this pass's hook points, or of a lossy store float32
-        values [n, D], which are rounded here; ``tokens``: the unit's n rows. The caller keeps both. Bytes that differ
-        from an earlier attempt's are logged (``store.unit_differs``). ``unrounded``: hook point -> values [n, D] that
-        the caller rounded to its words, where the error is to be kept.
+        ``arrays``: hook point -> stored words [n, D] of exactly this pass's hook points; of a lossy store float32
+        values [n, D], which are rounded here, or rows that were rounded before. ``tokens``: the unit's n rows. The
+        caller keeps both. Bytes that differ from an earlier attempt's are logged (``store.unit_differs``).
+        ``rounding``: hook point -> what was lost before, where the caller has rounded or has rounded rows.
 
         Raises:
             MismatchError: shapes, types or rows are not the unit's, or the store has other tokens for these rows.
@@ -122,9 +122,8 @@ class StoreWriter:
         statistics: dict[str, HookStatistics] = {}
         for hook in sorted(arrays):
             made, words, dtype, statistics[hook] = self._put_rows(unit, hook, arrays[hook], tokens)
-            if hook in unrounded:
-                error = rounding_error(unrounded[hook], to_float32(words, dtype))
-                statistics[hook] = statistics[hook].model_copy(update={"rounding": error})
+            if hook in rounding:
+                statistics[hook] = statistics[hook].model_copy(update={"rounding": rounding[hook]})
             receipts |= made
             if self.pass_record.covariance:
                 receipts[comoments_name(hook)] = put_comoments(self.objects, unit, hook, words, dtype, statistics[hook])
@@ -151,11 +150,15 @@ class StoreWriter:
         """
         return write_manifest(self.objects, self.record, self.num_rows, required=self.pass_id)
 
-    def _require_unit(self, unit: int, arrays: Mapping[str, Words], tokens: TokenRows) -> None:
+    def _require_unit(self, unit: int, arrays: Mapping[str, Words | StoredRows], tokens: TokenRows) -> None:
         start, stop = self.unit_rows(unit)
-        dtype = np.dtype("<f4") if self.record.lossy else stored_dtype(self.record.dtype)
-        expected = {hook: ((stop - start, width), dtype) for hook, width in self.pass_record.hook_points.items()}
-        got = {hook: (words.shape, words.dtype) for hook, words in arrays.items()}
+        stored, floats = stored_dtype(self.record.dtype), np.dtype("<f4")
+        expected = {}
+        for hook, width in self.pass_record.hook_points.items():
+            is_given_values = self.record.lossy and not isinstance(arrays.get(hook), StoredRows)
+            expected[hook] = ((stop - start, width), floats if is_given_values else stored)
+        words = {hook: one.words if isinstance(one, StoredRows) else one for hook, one in arrays.items()}
+        got = {hook: (one.shape, one.dtype) for hook, one in words.items()}
         if got != expected:
             raise MismatchError(f"unit {unit} of {self.objects.url}: expected arrays {expected}, got {got}")
         if not np.array_equal(tokens.row, np.arange(start, stop)):
@@ -169,13 +172,13 @@ class StoreWriter:
         width = self.pass_record.hook_points[hook]
         return UnitObjects(self.objects, self.record, self.pass_id, unit, hook, width, stop - start)
 
-    def _encoded(self, unit: int, arrays: Mapping[str, Words]) -> dict[str, ObjectReceipt]:
+    def _encoded(self, unit: int, arrays: Mapping[str, Words | StoredRows]) -> dict[str, ObjectReceipt]:
         """What this attempt would have written."""
         made = [self._of_unit(unit, hook).receipts_of(array) for hook, array in arrays.items()]
         return {name: receipt for receipts in made for name, receipt in receipts.items()}
 
     def _put_rows(
-        self, unit: int, hook: str, array: Words, tokens: TokenRows
+        self, unit: int, hook: str, array: Words | StoredRows, tokens: TokenRows
     ) -> tuple[dict[str, ObjectReceipt], Words, Dtype, HookStatistics]:
         """Create the objects; receipts, rows and statistics of what is there then: readable words, or of a lossy store
         the values that readers will see."""
@@ -183,7 +186,7 @@ class StoreWriter:
         dtype: Dtype = "float32" if self.record.lossy else self.record.dtype
         read: Words = rows.values(self.record.dtype) if self.record.lossy else rows.words
         found = measure(read, dtype, tokens=tokens, outlier_tokens=self.pass_record.outlier_tokens)
-        if self.record.lossy:
+        if self.record.lossy and not isinstance(array, StoredRows):
             found = found.model_copy(update={"rounding": rounding_error(array, read)})
         return receipts, read, dtype, found
 

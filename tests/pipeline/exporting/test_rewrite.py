@@ -89,7 +89,18 @@ def test_eight_bits_are_measured_and_cannot_be_rounded_again(source: Make, tmp_p
         rounding = eight.statistics[hook].rounding
         assert rounding is not None
         assert 0 < relative_error(rounding) < 0.02
+    # Words and scales move as they are, and so does what is known of their error.
+    for target, rows in (("zarr", None), ("arrow", {"kind": "split", "split": "held_out"})):
+        moved = export(eight, tmp_path / target, layout=target, **({"rows": rows} if rows else {}))
+        chosen = np.flatnonzero(before.tokens().held_out) if rows else np.arange(150)
+        np.testing.assert_array_equal(moved.read_rows("mlp", 0, len(chosen)), eight.read_rows("mlp", 0, 150)[chosen])
+        np.testing.assert_array_equal(
+            moved.read_scales("mlp", 0, len(chosen)), eight.read_scales("mlp", 0, 150)[chosen]
+        )
+        assert moved.statistics["mlp"].rounding == (None if rows else eight.statistics["mlp"].rounding)
+        assert moved.verify(deep=True) == []
     wide = export(eight, tmp_path / "wide", dtype="float32")
+    assert wide.statistics["resid"].rounding == eight.statistics["resid"].rounding
     np.testing.assert_array_equal(wide.read_rows("resid", 0, 150), eight.read_values("resid", 0, 150))
     with pytest.raises(SpecError, match="lossy already"):
         export(eight, tmp_path / "again", dtype="float8_e4m3", lossy=True)
