@@ -193,7 +193,7 @@ class BatchReader:
             for at in range(index, order.num_windows):
                 window = order.window(at)
                 number = (epoch - state.epoch) * self.batches_per_epoch - state.batch
-                yield plan_window(epoch, window, self._mine(window, turn, number), self.store.record.chunk_rows)
+                yield plan_window(epoch, window, self._mine(window, turn, number))
             epoch, index = epoch + 1, 0
             order = self.epoch(epoch)
 

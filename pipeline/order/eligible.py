@@ -59,11 +59,9 @@ class EligibleRows:
         """The chunk's eligible row ids, ascending."""
         return np.flatnonzero(np.unpackbits(self._bits[chunk], count=self.chunk_rows)) + chunk * self.chunk_rows
 
-    def rows_of_all(self, chunks: Ints) -> tuple[Ints, Ints]:
-        """Eligible row ids of several chunks, chunk after chunk, and for each the place of its chunk in ``chunks``."""
-        mask = np.unpackbits(self._bits[chunks], axis=1, count=self.chunk_rows).view(np.bool_)
-        places, offsets = np.nonzero(mask)
-        return chunks[places] * self.chunk_rows + offsets, places
+    def marks_of(self, chunks: Ints) -> npt.NDArray[np.uint8]:
+        """1 for each eligible row of several chunks, [W, chunk_rows]."""
+        return np.unpackbits(self._bits[chunks], axis=1, count=self.chunk_rows)
 
 
 def scan(store: AnyStore, hook_points: Sequence[str], rows: RowFilter, split: Split) -> EligibleRows:

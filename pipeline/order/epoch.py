@@ -17,6 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from pipeline.order.arranging import Slots, arrange
 from pipeline.order.eligible import EligibleRows
 from pipeline.order.keys import OrderKey
 from pipeline.order.permutation import KeyedPermutation
@@ -34,6 +35,8 @@ class Window:
     """Row ids in training order, [n]."""
     places: Ints
     """For each row the place of its chunk in ``chunks``, [n]."""
+    slots: Slots
+    """For each row of each chunk its place in ``rows``, [W, chunk_rows]; -1: not eligible."""
     start: int
     """Position in the epoch of the first row."""
 
@@ -94,10 +97,10 @@ class EpochOrder:
         same order after an upgrade.
         """
         chunks = self._chunks[self._cuts[index] : self._cuts[index + 1]]
-        rows, places = self._eligible.rows_of_all(chunks)
         bits = np.random.Philox(key=self._key.derive("rows", epoch=self.epoch, window=index))
-        shuffle = _stable_order(bits.random_raw(len(rows)))
-        return Window(chunks, rows[shuffle], places[shuffle], int(self._starts[index]))
+        start, stop = self._starts[index : index + 2].tolist()
+        shuffle = _stable_order(bits.random_raw(stop - start))
+        return Window(chunks, *arrange(self._eligible.marks_of(chunks), chunks, shuffle), start)
 
     def windows_of(self, batch: int) -> Iterator[tuple[Window, slice]]:
         """The windows that a global batch touches, with the part of each that is in it."""

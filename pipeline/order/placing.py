@@ -8,50 +8,50 @@ processor fetches ahead, and written at random. The lock of the interpreter is n
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
+from pipeline.order.arranging import Slots
 from pipeline.store.words import Words
-
-Slots = npt.NDArray[np.int32]
-"""For each row of a chunk its place in the window's buffer; -1: the row is left out."""
 
 ALIGNMENT = 64
 """Bytes: a buffer that begins at a multiple of this, with rows that are multiples of ``_STEP``, takes the fast way."""
 _STEP = 32
 
 
-def place_rows(source: Words, slots: Slots, out: Words) -> None:
-    """``out[slots[i]] = source[i]`` where ``slots[i] >= 0``; both [.., D] of one type, rows without gaps.
+def place_chunks(sources: Sequence[Words], slots: Slots, out: Words) -> None:
+    """``out[slots[c, i]] = sources[c][i]`` where ``slots[c, i] >= 0``: sources [.., D] of one type, slots
+    [C, chunk_rows], of which a shorter source takes the first.
 
     Raises:
         IndexError: a slot that ``out`` does not have.
     """
-    if len(slots) and not (slots.min() >= -1 and slots.max() < len(out)):
+    if slots.size and not (slots.min() >= -1 and slots.max() < len(out)):
         raise IndexError(f"slots of {slots.min()}..{slots.max()} in a buffer of {len(out)} rows")
-    row_bytes = source.shape[1] * source.itemsize
-    target = out.__array_interface__["data"][0]
-    if row_bytes % _STEP or target % _STEP or not (_rows_are_whole(source) and _rows_are_whole(out)):
-        kept = slots >= 0
-        out[slots[kept]] = source[kept]
+    row_bytes = out.shape[1] * out.itemsize
+    target = _address(out)
+    if row_bytes % _STEP or target % _STEP or any(source.strides[1] != source.itemsize for source in (out, *sources)):
+        for source, own in zip(sources, slots, strict=True):
+            kept = np.flatnonzero(own[: len(source)] >= 0)
+            out[own[kept]] = source[kept]
         return
-    _stream()(source.__array_interface__["data"][0], source.strides[0], slots, target, out.strides[0], row_bytes)
+    facts = np.array([(_address(source), source.strides[0], len(source)) for source in sources], np.int64)
+    _stream()(facts.reshape(-1, 3), slots, target, out.strides[0], row_bytes)
 
 
 def aligned_empty(num_rows: int, width: int, dtype: np.dtype[Any]) -> Words:
     """Uninitialised [num_rows, width] that begins at a multiple of ``ALIGNMENT``."""
     size_bytes = num_rows * width * dtype.itemsize
     raw = np.empty(size_bytes + ALIGNMENT, dtype=np.uint8)
-    start = -raw.__array_interface__["data"][0] % ALIGNMENT
+    start = -_address(raw) % ALIGNMENT
     return raw[start : start + size_bytes].view(dtype).reshape(num_rows, width)
 
 
-def _rows_are_whole(array: Words) -> bool:
-    return array.strides[1] == array.itemsize
+def _address(array: Words) -> int:
+    return int(array.__array_interface__["data"][0])
 
 
 @cache
@@ -90,15 +90,14 @@ def _stream() -> Callable[..., None]:
     copy_past_cache: Any = intrinsic(_copy)
     fence: Any = intrinsic(_fence)
 
-    def stream(source: int, source_stride: int, slots: Any, target: int, target_stride: int, row_bytes: int) -> None:
-        for row in range(len(slots)):
-            if slots[row] >= 0:
-                copy_past_cache(source + row * source_stride, target + slots[row] * target_stride, row_bytes)
+    def stream(sources: Any, slots: Any, target: int, target_stride: int, row_bytes: int) -> None:
+        for chunk in range(len(sources)):
+            for row in range(sources[chunk, 2]):
+                slot = slots[chunk, row]
+                if slot >= 0:
+                    source = sources[chunk, 0] + row * sources[chunk, 1]
+                    copy_past_cache(source, target + slot * target_stride, row_bytes)
         fence()
 
-    whole = numba.int64
-    kernel: Callable[..., None] = numba.njit(
-        numba.void(whole, whole, numba.types.Array(numba.int32, 1, "C", readonly=True), whole, whole, whole),
-        nogil=True, boundscheck=False,
-    )(stream)  # fmt: skip
+    kernel: Callable[..., None] = numba.njit(nogil=True, boundscheck=False)(stream)
     return kernel

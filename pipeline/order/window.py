@@ -11,7 +11,7 @@ Everything here is numpy: ``pipeline.order.feed`` puts torch around it.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from threading import Event
@@ -21,8 +21,9 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 import numpy.typing as npt
 
+from pipeline.order.arranging import Slots
 from pipeline.order.epoch import Window
-from pipeline.order.placing import Slots, place_rows
+from pipeline.order.placing import place_chunks
 from pipeline.store.ledger import REQUESTS_AT_ONCE
 from pipeline.store.words import Words, stored_dtype
 from schemas.fields import LOSSY
@@ -38,6 +39,7 @@ Buffers = Mapping[str, Words]
 MAX_DECODERS = 8
 """Threads that read a local store; a few of them use up the memory's bandwidth."""
 _TASKS_PER_THREAD = 4
+_MOST_TOGETHER = 16
 
 
 def row_dtype(store: AnyStore) -> np.dtype[Any]:
@@ -69,20 +71,18 @@ class PlannedWindow:
         return slice(int(first), int(last))
 
 
-def plan_window(epoch: int, window: Window, mine: Mask | None, chunk_rows: int) -> PlannedWindow:
+def plan_window(epoch: int, window: Window, mine: Mask | None) -> PlannedWindow:
     """``mine`` marks the reader's rows among the window's, [window rows]; None: all of them."""
     if mine is None:
-        positions, rows, places = np.arange(window.start, window.stop), window.rows, window.places
-    else:
-        kept = np.flatnonzero(mine)
-        positions, rows, places = kept + window.start, window.rows[kept], window.places[kept]
-    slots = np.full((len(window.chunks), chunk_rows), -1, dtype=np.int32)
-    slots[places, rows % chunk_rows] = np.arange(len(rows), dtype=np.int32)
-    chunks = window.chunks
-    if mine is not None:
-        touched = np.flatnonzero((slots >= 0).any(axis=1))
-        chunks, slots = chunks[touched], slots[touched]
-    return PlannedWindow(epoch, window.start, window.stop, positions, rows, chunks, slots)
+        positions = np.arange(window.start, window.stop)
+        return PlannedWindow(epoch, window.start, window.stop, positions, window.rows, window.chunks, window.slots)
+    kept = np.flatnonzero(mine)
+    slots = np.full_like(window.slots, -1)
+    slots[window.places[kept], window.rows[kept] % slots.shape[1]] = np.arange(len(kept), dtype=np.int32)
+    touched = np.flatnonzero((slots >= 0).any(axis=1))
+    return PlannedWindow(
+        epoch, window.start, window.stop, kept + window.start, window.rows[kept], window.chunks[touched], slots[touched]
+    )
 
 
 @dataclass(frozen=True)
@@ -110,17 +110,17 @@ def load_window(
     """
     size = store.record.chunk_rows
 
-    def fill(jobs: Sequence[tuple[str, int]]) -> None:
-        for hook, place in jobs:
+    def fill(job: tuple[str, range]) -> None:
+        hook, places = job
+        sources: list[Words] = []
+        for place in places:
             if stop.is_set():
                 return
             first = int(plan.chunks[place]) * size
-            source = _read(store, hook, first, min(first + size, store.num_rows))
-            place_rows(source, plan.slots[place, : len(source)], buffers[hook])
+            sources.append(_read(store, hook, first, min(first + size, store.num_rows)))
+        place_chunks(sources, plan.slots[places.start : places.stop], buffers[hook])
 
-    for _ in decoders.map(
-        fill, _tasks(store, [(hook, place) for place in range(len(plan.chunks)) for hook in buffers])
-    ):
+    for _ in decoders.map(fill, _tasks(store, plan, buffers)):
         pass
 
 
@@ -130,10 +130,17 @@ def _read(store: AnyStore, hook: str, start: int, stop: int) -> Words:
     return store.read_rows(hook, start, stop)
 
 
-def _tasks(store: AnyStore, jobs: list[tuple[str, int]]) -> list[Sequence[tuple[str, int]]]:
-    """Few tasks for a local store, where starting one takes as long as copying a chunk; else one for each request."""
-    wanted = num_decoders(store) * _TASKS_PER_THREAD if store.objects.is_local else len(jobs)
-    return [part for part in (jobs[at::wanted] for at in range(min(wanted, len(jobs)))) if part]
+def _tasks(store: AnyStore, plan: PlannedWindow, buffers: Buffers) -> list[tuple[str, range]]:
+    """Which chunks of the plan are read and placed together: several where they are views of mapped files, since the
+    copy of one takes no longer than what goes with it; else one, so that few decoded chunks are in memory."""
+    count = len(plan.chunks)
+    mapped = store.objects.is_local and store.record.codec == "none" and store.dtype not in LOSSY
+    together = min(_MOST_TOGETHER, -(-count // (num_decoders(store) * _TASKS_PER_THREAD))) if mapped else 1
+    return [
+        (hook, range(first, min(first + together, count)))
+        for first in range(0, count, max(together, 1))
+        for hook in buffers
+    ]
 
 
 class Prefetch:

@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pipeline.order.arranging import arrange
 from pipeline.order.epoch import _stable_order
-from pipeline.order.placing import ALIGNMENT, aligned_empty, place_rows
+from pipeline.order.placing import ALIGNMENT, aligned_empty, place_chunks
 
 DTYPES = ("<u2", "<f2", "<f4")
 
@@ -21,9 +22,10 @@ DTYPES = ("<u2", "<f2", "<f4")
     room=st.integers(0, 30),
     offset=st.integers(0, 3),
     seed=st.integers(0, 2**32 - 1),
+    data_cut=st.integers(0, 40),
 )
 def test_rows_go_to_their_slots_and_nowhere_else(
-    width: int, dtype: str, num_rows: int, room: int, offset: int, seed: int
+    width: int, dtype: str, num_rows: int, room: int, offset: int, seed: int, data_cut: int
 ) -> None:
     random = np.random.default_rng(seed)
     kind = np.dtype(dtype)
@@ -38,7 +40,10 @@ def test_rows_go_to_their_slots_and_nowhere_else(
     for row, slot in enumerate(slots):
         if slot >= 0:
             expected[slot] = source[row]
-    place_rows(source, slots, out)
+    cut = data_cut % (num_rows + 1)
+    whole = np.full((2, max(cut, num_rows - cut, 1)), -1, np.int32)
+    whole[0, :cut], whole[1, : num_rows - cut] = slots[:cut], slots[cut:]
+    place_chunks([source[:cut], source[cut:]], whole, out)
     assert out.tobytes() == expected.tobytes()
 
 
@@ -47,7 +52,7 @@ def test_a_slot_outside_the_buffer_is_refused() -> None:
     out[:] = 0
     for slots in ([0, 3], [-2, 0]):
         with pytest.raises(IndexError, match="in a buffer of 3 rows"):
-            place_rows(source, np.array(slots, np.int32), out)
+            place_chunks([source], np.array([slots], np.int32), out)
     assert not out.any()
 
 
@@ -67,3 +72,21 @@ def test_sorting_packed_words_is_a_stable_argsort(words: list[int]) -> None:
 def test_sorting_packed_random_words() -> None:
     array = np.random.default_rng(0).integers(0, 2**64, 70_000, dtype=np.uint64)
     np.testing.assert_array_equal(_stable_order(array), np.argsort(array, kind="stable"))
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.integers(0, 5), st.integers(1, 20), st.integers(0, 2**32 - 1))
+def test_arranging_is_what_numpy_would_do(num_chunks: int, chunk_rows: int, seed: int) -> None:
+    random = np.random.default_rng(seed)
+    chunks = random.permutation(1000)[:num_chunks]
+    mask = (random.random((num_chunks, chunk_rows)) < 0.6).astype(np.uint8)
+    places, offsets = np.nonzero(mask)
+    order = random.permutation(len(places))
+    rows, of_chunk, slots = arrange(mask, chunks, order)
+    np.testing.assert_array_equal(rows, (chunks[places] * chunk_rows + offsets)[order])
+    np.testing.assert_array_equal(of_chunk, places[order])
+    expected = np.full(mask.shape, -1)
+    expected[places[order], offsets[order]] = np.arange(len(order))
+    np.testing.assert_array_equal(slots, expected)
+    with pytest.raises(ValueError, match="the mask marks others"):
+        arrange(mask, chunks, np.append(order, 0))
