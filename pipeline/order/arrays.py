@@ -23,7 +23,7 @@ from schemas.fields import LOSSY
 from schemas.train import RowFilter, RowOrder
 
 if TYPE_CHECKING:
-    from pipeline.store.reader import Store
+    from pipeline.store.joined import AnyStore
 
 ALL_ROWS = RowFilter(exclude_specials=False, exclude_positions=[])
 
@@ -41,7 +41,7 @@ class ArrayBatch:
 
 
 def iter_batches(
-    store: Store,
+    store: AnyStore,
     hook_points: Sequence[str] | None = None,
     *,
     batch_rows: int = 4096,
@@ -63,7 +63,7 @@ def iter_batches(
 
 
 def iter_shuffled(
-    store: Store,
+    store: AnyStore,
     hook_points: Sequence[str] | None = None,
     *,
     order: RowOrder,
@@ -98,7 +98,7 @@ def iter_shuffled(
 
 
 def record_batches(
-    store: Store,
+    store: AnyStore,
     hook_points: Sequence[str] | None = None,
     *,
     batch_rows: int = 4096,
@@ -131,14 +131,14 @@ def record_batches(
     return pa.RecordBatchReader.from_batches(schema, _ahead(_spans(store, batch_rows, start, stop), batch))
 
 
-def _hooks(store: Store, hook_points: Sequence[str] | None) -> list[str]:
+def _hooks(store: AnyStore, hook_points: Sequence[str] | None) -> list[str]:
     hooks = list(store.hook_points) if hook_points is None else list(dict.fromkeys(hook_points))
     for hook in hooks:
         store.read_rows(hook, 0, 0)  # says now, not in the first batch, that there is no such hook point
     return hooks
 
 
-def _spans(store: Store, batch_rows: int, start: int, stop: int | None) -> Iterator[tuple[int, int]]:
+def _spans(store: AnyStore, batch_rows: int, start: int, stop: int | None) -> Iterator[tuple[int, int]]:
     stop = store.num_rows if stop is None else stop
     if batch_rows < 1 or not 0 <= start <= stop <= store.num_rows:
         raise SpecError(
@@ -155,7 +155,7 @@ def _token_columns(tokens: TokenRows) -> dict[str, npt.NDArray[Any]]:
     return {name: getattr(tokens, name) for name in names}
 
 
-def _allocate(store: Store, hooks: list[str], num_rows: int) -> Buffers:
+def _allocate(store: AnyStore, hooks: list[str], num_rows: int) -> Buffers:
     return {hook: aligned_empty(num_rows, store.hook_points[hook], row_dtype(store)) for hook in hooks}
 
 

@@ -17,6 +17,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 from pipeline.order.batches import Turn
 from pipeline.order.feed import FeedBatch, FeedState, RowFeed
 from pipeline.order.keys import Split
+from pipeline.store.joined import AnyStore
 from pipeline.store.reader import Store
 from schemas.errors import SpecError
 from schemas.fingerprint import require_equal
@@ -46,7 +47,7 @@ class ActivationDataset(IterableDataset[ActivationBatch]):
 
     def __init__(
         self,
-        store: Store | str,
+        store: AnyStore | str,
         hook_points: Sequence[str],
         *,
         batch_rows: int,
