@@ -4,7 +4,7 @@ One process, bfloat16 without codec, files in the page cache, every row of the s
 
 1. memcpy copies 256 MiB into a ready buffer with one thread, the fastest of the plain copies here (two torch threads
    are slower). It and three epochs of ours take turns; the ratio is the median over the turns. The first epoch is told
-   apart: it maps the files, reads the ledger and checks every checksum.
+   apart: it compiles the loops, maps the files, reads the ledger and checks every checksum.
 2. Peers read the same number of rows of the same width, each with its own reader: rows a second, page-cached too.
    SAELens keeps float32 as its runner does; the safetensors shards are bfloat16.
 3. Memory of a process of its own that reads an epoch, of a store and of one ten times as large: its own (anonymous)
