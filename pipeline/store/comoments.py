@@ -71,11 +71,12 @@ def merged(parts: Iterable[tuple[HookStatistics, Matrix]], *, width: int) -> tup
     return count, total
 
 
-def put_comoments(
-    objects: Objects, unit: int, hook: str, words: Words, dtype: Dtype, statistics: HookStatistics
-) -> ObjectReceipt:
-    """Create the unit's object, or take over what an earlier attempt left, if it is the same but for rounding."""
-    return _put(objects, comoments_key(hook, unit), packed(comoments(words, dtype, statistics)))
+def put_comoments(objects: Objects, unit: int, hook: str, triangle: Matrix) -> ObjectReceipt:
+    """Create the unit's object, or take over what an earlier attempt left, if it is the same but for rounding.
+
+    ``triangle``: ``packed(comoments(...))`` of the rows that are stored.
+    """
+    return _put(objects, comoments_key(hook, unit), triangle)
 
 
 def put_covariance(

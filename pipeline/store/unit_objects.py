@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import numpy as np
@@ -49,6 +49,24 @@ class StoredRows:
     def values(self, dtype: Dtype) -> Floats:
         """[n, D] float32, as readers will see them."""
         return to_float32(self.words, dtype) if self.scales is None else dequantise(self.words, self.scales, dtype)
+
+
+@dataclass(frozen=True)
+class EncodedRows:
+    """One hook point's rows of one unit and the objects that they make; nothing is written yet."""
+
+    given: Words | StoredRows
+    """What was encoded. The caller keeps it, unchanged until it is written."""
+    rows: StoredRows
+    data: Mapping[str, Data]
+    """Name in the ledger entry -> bytes of the object."""
+    receipts: Mapping[str, ObjectReceipt]
+    """By the same names."""
+
+    @property
+    def size_bytes(self) -> int:
+        """Of all objects."""
+        return sum(receipt.size_bytes for receipt in self.receipts.values())
 
 
 @dataclass(frozen=True)
@@ -135,40 +153,47 @@ class UnitObjects:
         if got != receipt.crc32c:
             raise CorruptionError(f"{source.key}: CRC-32C of its chunks: expected {receipt.crc32c}, got {got}")
 
-    def put(self, array: Words | StoredRows) -> tuple[dict[str, ObjectReceipt], StoredRows]:
-        """Create the objects of words [n, D], of float32 values [n, D] that a lossy store rounds, or of rows that were
-        rounded before; receipts and rows of what is there then, which may be an earlier attempt's."""
-        if self.record.layout == "arrow":
-            return self._put_arrow(self._rounded(array))
-        if not self.record.lossy:
-            words = array.words if isinstance(array, StoredRows) else array
-            receipt, words = self._put_shard(self.hook, words, layout.geometry(self.record, self.width))
-            return {self.hook: receipt}, StoredRows(words, None)
-        name = layout.scales_name(self.hook)
-        rounded = array if isinstance(array, StoredRows) else None
-        values = array.values(self.record.dtype) if isinstance(array, StoredRows) else array
-        held = rounded.scales if rounded is not None else None
-        ours = row_scales(values, self.record.dtype) if held is None else held
-        scale_receipt, column = self._put_shard(name, ours[:, None], layout.scale_geometry(self.record))
-        scales = column[:, 0]
-        self._require_same_finite(ours, scales)
-        if rounded is not None and np.array_equal(scales, ours, equal_nan=True):
-            words = rounded.words
-        else:
-            words = quantise(values, scales, self.record.dtype)
-        receipt, words = self._put_shard(self.hook, words, layout.geometry(self.record, self.width))
-        return {self.hook: receipt, name: scale_receipt}, StoredRows(words, scales)
-
-    def receipts_of(self, array: Words | StoredRows) -> dict[str, ObjectReceipt]:
-        """What ``put`` would have written at an empty place."""
+    def encode(self, array: Words | StoredRows) -> EncodedRows:
+        """The objects of words [n, D], of float32 values [n, D] that a lossy store rounds, or of rows that were rounded
+        before, as they are at an empty place. Computes only, and shares memory with ``array``."""
         rows = self._rounded(array)
         if self.record.layout == "arrow":
-            return {self.hook: self._arrow_receipt(self._encoded_arrow(rows))}
-        receipts = {self.hook: self._encoded_shard(self.hook, rows.words, layout.geometry(self.record, self.width))[1]}
+            file = self._encoded_arrow(rows)
+            return EncodedRows(array, rows, {self.hook: file}, {self.hook: self._arrow_receipt(file)})
+        shards = {self.hook: self._encoded_shard(self.hook, rows.words, layout.geometry(self.record, self.width))}
         if rows.scales is not None:
             name = layout.scales_name(self.hook)
-            receipts[name] = self._encoded_shard(name, rows.scales[:, None], layout.scale_geometry(self.record))[1]
-        return receipts
+            shards[name] = self._encoded_shard(name, rows.scales[:, None], layout.scale_geometry(self.record))
+        data = {name: shard for name, (shard, _) in shards.items()}
+        return EncodedRows(array, rows, data, {name: receipt for name, (_, receipt) in shards.items()})
+
+    def create(self, ours: EncodedRows) -> tuple[dict[str, ObjectReceipt], StoredRows]:
+        """Create the objects; receipts and rows of what is there then, which may be an earlier attempt's."""
+        if self.record.layout == "arrow":
+            theirs = self._create(self.keys[self.hook], ours.data[self.hook], self._decoded_arrow)
+            if theirs is None:
+                return dict(ours.receipts), ours.rows
+            data, kept = theirs
+            return {self.hook: self._arrow_receipt(data)}, kept
+        if ours.rows.scales is not None:
+            ours = self._with_scales_there(ours, ours.rows.scales)
+        receipt, words = self._create_shard(self.hook, ours, ours.rows.words, layout.geometry(self.record, self.width))
+        return {**ours.receipts, self.hook: receipt}, StoredRows(words, ours.rows.scales)
+
+    def _with_scales_there(self, ours: EncodedRows, scales: Scales) -> EncodedRows:
+        """Create the shard of scales; the rows as they are with the scales that are there then."""
+        name = layout.scales_name(self.hook)
+        receipt, column = self._create_shard(name, ours, scales[:, None], layout.scale_geometry(self.record))
+        theirs = column[:, 0]
+        self._require_same_finite(scales, theirs)
+        if np.array_equal(theirs, scales, equal_nan=True):
+            return replace(ours, rows=StoredRows(ours.rows.words, theirs), receipts={**ours.receipts, name: receipt})
+        given, dtype = ours.given, self.record.dtype
+        values = given.values(dtype) if isinstance(given, StoredRows) else given
+        words = quantise(values, theirs, dtype)
+        shard, of_words = self._encoded_shard(self.hook, words, layout.geometry(self.record, self.width))
+        receipts = {self.hook: of_words, name: receipt}
+        return EncodedRows(given, StoredRows(words, theirs), {**ours.data, self.hook: shard}, receipts)
 
     def _rounded(self, array: Words | StoredRows) -> StoredRows:
         if isinstance(array, StoredRows):
@@ -199,24 +224,19 @@ class UnitObjects:
             key=self.keys[name], size_bytes=len(data), crc32c=crc32c_of_chunks(crcs), chunk_crc32c=crcs
         )
 
-    def _put_shard(self, name: str, words: Words, geometry: Geometry) -> tuple[ObjectReceipt, Words]:
+    def _create_shard(
+        self, name: str, ours: EncodedRows, words: Words, geometry: Geometry
+    ) -> tuple[ObjectReceipt, Words]:
+        """Create one of the objects, of ``words``; receipt and words of what is there then."""
+
         def decode(data: bytes) -> Words:
             return ShardReader.over(data, geometry, self.num_rows, key=self.keys[name]).rows(0, self.num_rows)
 
-        ours, receipt = self._encoded_shard(name, words, geometry)
-        theirs = self._create(self.keys[name], ours, decode)
+        theirs = self._create(self.keys[name], ours.data[name], decode)
         if theirs is None:
-            return receipt, words
+            return ours.receipts[name], words
         data, kept = theirs
         return self._shard_receipt(name, data, geometry), kept
-
-    def _put_arrow(self, rows: StoredRows) -> tuple[dict[str, ObjectReceipt], StoredRows]:
-        ours = self._encoded_arrow(rows)
-        theirs = self._create(self.keys[self.hook], ours, self._decoded_arrow)
-        if theirs is None:
-            return {self.hook: self._arrow_receipt(ours)}, rows
-        data, kept = theirs
-        return {self.hook: self._arrow_receipt(data)}, kept
 
     def _create(self, key: str, ours: Data, decode: Callable[[bytes], Held]) -> tuple[bytes, Held] | None:
         """Create the object; None if it is ours then, else the bytes that stay there and what is in them."""

@@ -1,6 +1,6 @@
 """Writing a store: units of whole shards, each committed by one ledger entry.
 
-write_unit, in this order:
+write_unit, in this order (``part`` and ``commit`` are the same in steps, for callers that overlap units):
  1. encode each hook point's rows and create their objects (put-if-absent; objects are never replaced),
  2. create the object of the token rows, or find that another pass has,
  3. create the ledger entry. From here on the unit exists.
@@ -21,19 +21,16 @@ import numpy as np
 
 from pipeline.store import layout
 from pipeline.store.checksums import crc32c_hex
-from pipeline.store.comoments import comoments_name, put_comoments
 from pipeline.store.joining import join
 from pipeline.store.ledger import Ledger, warn_if_different
 from pipeline.store.manifests import require_planned, write_manifest
 from pipeline.store.objects import Objects
-from pipeline.store.rounding import rounding_error
 from pipeline.store.rows import TokenRows
-from pipeline.store.statistics import measure
 from pipeline.store.unit_objects import StoredRows, UnitObjects
+from pipeline.store.unit_part import UnitPart, WrittenPart
 from pipeline.store.words import Words, stored_dtype
 from schemas.errors import MismatchError
-from schemas.fields import Dtype
-from schemas.store import HookStatistics, LedgerEntry, Manifest, ObjectReceipt, PassRecord, Rounding, StoreRecord
+from schemas.store import LedgerEntry, Manifest, ObjectReceipt, PassRecord, Rounding, StoreRecord
 
 _log = logging.getLogger(__name__)
 
@@ -112,21 +109,42 @@ class StoreWriter:
             MismatchError: shapes, types or rows are not the unit's, or the store has other tokens for these rows.
             ResourceError: the disk is full; nothing of the unit is committed.
         """
-        self._require_unit(unit, arrays, tokens)
+        self.require_unit(unit, arrays, tokens)
+        parts = {hook: self.part(unit, hook, tokens) for hook in sorted(arrays)}
         winner = self.ledger.read(unit)
         if winner is not None:
-            warn_if_different(self.objects.url, winner, self._encoded(unit, arrays), attempt=attempt, worker=worker)
+            encoded = (part.of.encode(arrays[hook]) for hook, part in parts.items())
+            ours = {name: receipt for one in encoded for name, receipt in one.receipts.items()}
+            warn_if_different(self.objects.url, winner, ours, attempt=attempt, worker=worker)
             return winner
+        written = {hook: part.create(part.encode(arrays[hook], rounding.get(hook))) for hook, part in parts.items()}
+        return self.commit(unit, written, tokens, worker=worker, attempt=attempt, seconds=seconds)
+
+    def part(self, unit: int, hook: str, tokens: TokenRows) -> UnitPart:
+        """One hook point of one unit, to be encoded and created by itself; ``tokens``: the unit's n rows."""
         start, stop = self.unit_rows(unit)
-        receipts: dict[str, ObjectReceipt] = {}
-        statistics: dict[str, HookStatistics] = {}
-        for hook in sorted(arrays):
-            made, words, dtype, statistics[hook] = self._put_rows(unit, hook, arrays[hook], tokens)
-            if hook in rounding:
-                statistics[hook] = statistics[hook].model_copy(update={"rounding": rounding[hook]})
-            receipts |= made
-            if self.pass_record.covariance:
-                receipts[comoments_name(hook)] = put_comoments(self.objects, unit, hook, words, dtype, statistics[hook])
+        width = self.pass_record.hook_points[hook]
+        of = UnitObjects(self.objects, self.record, self.pass_id, unit, hook, width, stop - start)
+        return UnitPart(of, self.pass_record, tokens)
+
+    def commit(
+        self,
+        unit: int,
+        parts: Mapping[str, WrittenPart],
+        tokens: TokenRows,
+        *,
+        worker: str,
+        attempt: int,
+        seconds: Mapping[str, float],
+    ) -> LedgerEntry:
+        """Commit a unit whose ``parts``, of exactly this pass's hook points, are created; the entry that counts.
+
+        Raises:
+            MismatchError: the store has other tokens for these rows.
+        """
+        assert parts.keys() == self.pass_record.hook_points.keys()
+        start, stop = self.unit_rows(unit)
+        receipts = {name: receipt for hook in sorted(parts) for name, receipt in parts[hook].receipts.items()}
         receipts[layout.TOKENS] = self._put_tokens(unit, tokens)
         entry = LedgerEntry(
             store_fingerprint=self.record.fingerprint,
@@ -135,7 +153,7 @@ class StoreWriter:
             start_row=start,
             num_rows=stop - start,
             objects=receipts,
-            statistics=statistics,
+            statistics={hook: parts[hook].statistics for hook in sorted(parts)},
             worker=worker,
             attempt=attempt,
             seconds=dict(seconds),
@@ -150,7 +168,8 @@ class StoreWriter:
         """
         return write_manifest(self.objects, self.record, self.num_rows, required=self.pass_id)
 
-    def _require_unit(self, unit: int, arrays: Mapping[str, Words | StoredRows], tokens: TokenRows) -> None:
+    def require_unit(self, unit: int, arrays: Mapping[str, Words | StoredRows], tokens: TokenRows) -> None:
+        """Raises MismatchError where ``write_unit`` would refuse the rows."""
         start, stop = self.unit_rows(unit)
         stored, floats = stored_dtype(self.record.dtype), np.dtype("<f4")
         expected = {}
@@ -166,29 +185,6 @@ class StoreWriter:
             raise MismatchError(
                 f"unit {unit} of {self.objects.url}: expected token rows [{start}, {stop}), got {found}"
             )
-
-    def _of_unit(self, unit: int, hook: str) -> UnitObjects:
-        start, stop = self.unit_rows(unit)
-        width = self.pass_record.hook_points[hook]
-        return UnitObjects(self.objects, self.record, self.pass_id, unit, hook, width, stop - start)
-
-    def _encoded(self, unit: int, arrays: Mapping[str, Words | StoredRows]) -> dict[str, ObjectReceipt]:
-        """What this attempt would have written."""
-        made = [self._of_unit(unit, hook).receipts_of(array) for hook, array in arrays.items()]
-        return {name: receipt for receipts in made for name, receipt in receipts.items()}
-
-    def _put_rows(
-        self, unit: int, hook: str, array: Words | StoredRows, tokens: TokenRows
-    ) -> tuple[dict[str, ObjectReceipt], Words, Dtype, HookStatistics]:
-        """Create the objects; receipts, rows and statistics of what is there then: readable words, or of a lossy store
-        the values that readers will see."""
-        receipts, rows = self._of_unit(unit, hook).put(array)
-        dtype: Dtype = "float32" if self.record.lossy else self.record.dtype
-        read: Words = rows.values(self.record.dtype) if self.record.lossy else rows.words
-        found = measure(read, dtype, tokens=tokens, outlier_tokens=self.pass_record.outlier_tokens)
-        if self.record.lossy and not isinstance(array, StoredRows):
-            found = found.model_copy(update={"rounding": rounding_error(array, read)})
-        return receipts, read, dtype, found
 
     def _put_tokens(self, unit: int, tokens: TokenRows) -> ObjectReceipt:
         """Create the object or find that an earlier attempt or pass has, whose rows must be the same."""
