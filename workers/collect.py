@@ -61,16 +61,22 @@ class _Figures:
 
 
 def run_collect(
-    spec: CollectSpec, *, progress: Progress | None = None, actor_class: type[Collector] = Collector
+    spec: CollectSpec,
+    *,
+    progress: Progress | None = None,
+    actor_class: type[Collector] = Collector,
+    table: TokenTable | None = None,
 ) -> dict[str, Any]:
     """Collect what is missing of the store that ``spec`` describes. Ray must be connected; returns the summary.
+
+    ``table``: the job's token table where the caller has built it, see ``collect_table``.
 
     Raises:
         UserError: what the user must mend, the very error that a worker met. JobError: a unit failed too often.
     """
     started = time.perf_counter()
     progress = progress or Progress()
-    table = _table(spec, progress)
+    table = table or collect_table(spec, progress)
     tokenised = time.perf_counter()
     figures = _Figures()
     passes, manifest = _collected(spec, table, figures, progress, actor_class)
@@ -126,7 +132,8 @@ def _plan(passes: list[Pending]) -> list[tuple[tuple[str, ...], int]]:
     return [(one.of.hook_points, one.of.num_rows) for one in passes]
 
 
-def _table(spec: CollectSpec, progress: Progress) -> TokenTable:
+def collect_table(spec: CollectSpec, progress: Progress) -> TokenTable:
+    """The token table of the job, built if it is not there. Raises as ``build_table``."""
     with progress.task(f"{spec.name}: tokens", total=spec.tokens.max_tokens) as task:
         return build_table(
             spec.tokens,
