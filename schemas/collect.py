@@ -10,6 +10,7 @@ from schemas.corpus import TokensSpec
 from schemas.fields import LOSSY, Codec, Dtype, HookPoint, Layout, Name, Spec, Url
 from schemas.model import ModelSpec
 from schemas.retention import RetentionSpec
+from schemas.workers import WorkerLimits
 
 
 class Storage(Spec):
@@ -63,21 +64,15 @@ class StatisticsSpec(Spec):
     """How many rows of greatest norm to name for each hook point."""
 
 
-class CollectWorkers(Spec):
+class CollectWorkers(WorkerLimits):
     """Resources of collection. Never part of a fingerprint."""
 
     num_workers: NonNegativeInt = 0
-    """Model replicas; 0: as many as the cluster's CPUs or GPUs allow."""
+    """Model replicas; 0: as many as the cluster's CPUs or GPUs allow, more when nodes join, fewer when they leave."""
     cpus_per_worker: Annotated[float, Field(gt=0)] = 1
     """CPU cores (and torch threads) of one replica."""
     gpus_per_worker: Annotated[float, Field(ge=0)] = 0
     """GPUs of one replica."""
-    units_in_flight: PositiveInt = 2
-    """Units leased to one worker at a time: one running, the rest waiting."""
-    max_attempts: PositiveInt = 3
-    """Attempts at one unit that end in an error of the code before the job fails; worker deaths are counted apart."""
-    max_worker_deaths: NonNegativeInt = 16
-    """Worker processes that may die before the job fails."""
 
 
 class CollectSpec(Spec):

@@ -4,27 +4,22 @@ from __future__ import annotations
 
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
+from pydantic import Field, NonNegativeInt, model_validator
 
 from schemas.fields import ByteSize, HookPoint, Name, Spec, Url
+from schemas.workers import WorkerLimits
 
 
-class ShuffleWorkers(Spec):
+class ShuffleWorkers(WorkerLimits):
     """Resources of a shuffle. Neither they nor the memory decide the order: any give the same bytes."""
 
     num_workers: NonNegativeInt = 0
-    """Processes; 0: as many as the cluster's CPUs allow."""
+    """Processes; 0: as many as the cluster's CPUs allow, more when nodes join, fewer when they leave."""
     cpus_per_worker: Annotated[float, Field(gt=0)] = 1
     """CPU cores of one process."""
     memory: ByteSize = 2**30
     """What one process may hold of rows. It decides the number of passes: one where half of it holds the whole store,
     two up to memory * memory / 6 MiB (170 GiB for 1 GiB), and one more for each further factor of memory / 3 MiB."""
-    units_in_flight: PositiveInt = 2
-    """Tasks leased to one process at a time: one running, the rest waiting."""
-    max_attempts: PositiveInt = 3
-    """Attempts at one task that end in an error of the code before the job fails; deaths are counted apart."""
-    max_worker_deaths: NonNegativeInt = 16
-    """Processes that may die before the job fails."""
 
 
 class ShuffleSpec(Spec):
