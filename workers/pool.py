@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,14 +10,12 @@ from ray import exceptions
 
 from schemas.collect import CollectWorkers
 from schemas.errors import ResourceError
-from workers.cluster import NAMESPACE, total_resources
+from workers.cluster import total_resources
 from workers.controller import Event, UnitCommitted, UnitFailed, WorkerDied, WorkerFailed, WorkerReady
+from workers.replica import Replica, start_replica
 
 POLL_INTERVAL_S = 1.0
 """How long a wait for workers lasts at most, so that the display stays alive and Ctrl-C is answered."""
-
-FORWARDED = ("HEADWORKS_ALLOWED_IMPORTS", "HF_HUB_OFFLINE")
-"""Variables of the driver that workers must agree with it on. Paths are not among them: nodes have their own."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +55,8 @@ class _Call:
 
     worker: int
     unit: int = -1
+    is_answer: bool = True
+    """False of a member of the replica that works on the same call: only its failure is of interest."""
 
 
 @dataclass(frozen=True)
@@ -73,32 +72,19 @@ class WorkerPool:
     limits: CollectWorkers
     actor_class: type[Any]
     task: str
-    _actors: dict[int, Any] = field(default_factory=dict)
+    _replicas: dict[int, Replica] = field(default_factory=dict)
     _calls: dict[Any, _Call] = field(default_factory=dict)
 
     def start(self, worker: int) -> None:
-        """Start an actor and have it load; ``wait`` tells when it has."""
+        """Start a replica and have it load; ``wait`` tells when it has."""
         name = f"{self.actor_class.__name__.lower()}-{worker}"
-        num_threads = max(1, int(self.limits.cpus_per_worker))
-        actor: Any = (
-            ray.remote(self.actor_class)
-            .options(
-                num_cpus=self.limits.cpus_per_worker,
-                num_gpus=self.limits.gpus_per_worker,
-                # Restarts are decided by the controller, which counts deaths and knows what is missing.
-                max_restarts=0,
-                max_task_retries=0,
-                namespace=NAMESPACE,
-                runtime_env={"env_vars": _environment(num_threads)},
-            )
-            .remote(name)
-        )
-        self._actors[worker] = actor
-        self._calls[actor.load.remote(self.job, num_threads)] = _Call(worker)
+        replica = start_replica(name, self.job, self.limits, self.actor_class, self.task)
+        self._replicas[worker] = replica
+        self._expect(replica.loading, worker)
 
     def lease(self, worker: int, unit: int, attempt: int) -> None:
         """Hand a unit to a worker, behind those that it has."""
-        self._calls[getattr(self._actors[worker], self.task).remote(unit, attempt)] = _Call(worker, unit)
+        self._expect(self._replicas[worker].compute(unit, attempt), worker, unit)
 
     def wait(self, timeout_s: float) -> list[tuple[Event, Any]]:
         """What has happened, with the answer of a call that succeeded; empty when nothing did within the time."""
@@ -110,29 +96,44 @@ class WorkerPool:
         """End a worker and forget what it was asked."""
         for reference in [reference for reference, call in self._calls.items() if call.worker == worker]:
             del self._calls[reference]
-        if actor := self._actors.pop(worker, None):
-            ray.kill(actor, no_restart=True)
+        if replica := self._replicas.pop(worker, None):
+            replica.kill()
 
     def shutdown(self) -> None:
         """End all workers at once. What they have not committed is computed again by the next run."""
-        for worker in list(self._actors):
+        for worker in list(self._replicas):
             self.stop(worker)
+
+    def _expect(self, references: list[Any], worker: int, unit: int = -1) -> None:
+        first, *others = references
+        self._calls[first] = _Call(worker, unit)
+        self._calls.update({other: _Call(worker, unit, is_answer=False) for other in others})
 
     def _answer(self, reference: Any) -> tuple[Event, Any] | None:
         call = self._calls.pop(reference)
         try:
             answer = ray.get(reference)
         except exceptions.RayTaskError as error:
-            return _raised(call, error.cause if isinstance(error.cause, Exception) else error), None
-        except exceptions.RayActorError as error:
-            # Not reachable is as good as dead: the unit may be computed twice, but it is committed once.
-            self.stop(call.worker)
-            return WorkerDied(call.worker, _first_line(error)), None
+            return self._failed(call, error.cause if isinstance(error.cause, Exception) else error), None
         except exceptions.RayError as error:
-            return _raised(call, error), None
+            return self._failed(call, error), None
+        if not call.is_answer:
+            return None
         if call.unit < 0:
             return WorkerReady(call.worker), answer
         return UnitCommitted(call.worker, call.unit), answer
+
+    def _failed(self, call: _Call, error: Exception) -> Event:
+        if isinstance(error, exceptions.RayActorError):
+            # Not reachable is as good as dead: the unit may be computed twice, but it is committed once. Where a member
+            # of the replica met the death of another, the replica is dead as well.
+            self.stop(call.worker)
+            return WorkerDied(call.worker, _first_line(error))
+        # What the replica's other members say of the same call is no news.
+        same = [other for other, one in self._calls.items() if (one.worker, one.unit) == (call.worker, call.unit)]
+        for other in same:
+            del self._calls[other]
+        return _raised(call, error)
 
 
 def _raised(call: _Call, error: Exception) -> Event:
@@ -142,9 +143,3 @@ def _raised(call: _Call, error: Exception) -> Event:
 def _first_line(error: Exception) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[0] if lines else type(error).__name__
-
-
-def _environment(num_threads: int) -> dict[str, str]:
-    """Threads as they are paid for, set before any library counts the cores."""
-    threads = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS"), str(num_threads))
-    return threads | {name: os.environ[name] for name in FORWARDED if name in os.environ}
