@@ -54,6 +54,11 @@ class ActivationForward:
         self._padding_safe = loaded.spec.kind != "masked_lm" and all(map(self._causal, probe.values()))
         _check_sums(self._network, self._sites, self._run_network, self._device, self._tolerance)
 
+    @property
+    def device(self) -> torch.device:
+        """Where the network is, and its activations."""
+        return self._device
+
     @torch.no_grad()
     def run(self, token_ids: Tensor, lengths: Tensor) -> dict[str, Tensor]:
         """Activations ``[B, L, D]`` at each hook point, on the model's device and in its dtype; the caller owns them.
