@@ -22,7 +22,8 @@ from pipeline.models.hooks import HookSite, block_sites, find_blocks, resolve, t
 from pipeline.models.load import LoadedModel
 from schemas.errors import HookPointError, ModelError
 
-_PROBE_IDS = ((0, 0), (0, 1))
+PROBE_IDS = ((0, 0), (0, 1))
+"""Contexts that a network is tried on: they begin alike and end unlike."""
 # Above the rounding of matrix products of another batch shape, far below what another token does to a row.
 _SAME_RELATIVE = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 3e-2}
 
@@ -51,7 +52,8 @@ class ActivationForward:
         probe = self._probe()
         self.widths: dict[str, int] = {name: tensor.shape[2] for name, tensor in probe.items()}
         """Width D of each hook point, in the order asked for."""
-        self._padding_safe = loaded.spec.kind != "masked_lm" and all(map(self._causal, probe.values()))
+        self.padding_safe = loaded.spec.kind != "masked_lm" and all(map(self._causal, probe.values()))
+        """Rows do not change with what stands behind them, so padding needs no mask."""
         _check_sums(self._network, self._sites, self._run_network, self._device, self._tolerance)
 
     @property
@@ -69,7 +71,7 @@ class ActivationForward:
         assert token_ids.ndim == 2
         assert lengths.shape == token_ids.shape[:1]
         token_ids = token_ids.to(self._device)
-        if self._padding_safe or bool((lengths == token_ids.shape[1]).all()):
+        if self.padding_safe or bool((lengths == token_ids.shape[1]).all()):
             return self._captured(token_ids, None)
         if self._takes_mask:
             steps = torch.arange(token_ids.shape[1], device=self._device)
@@ -102,7 +104,7 @@ class ActivationForward:
 
     @torch.no_grad()
     def _probe(self) -> dict[str, Tensor]:
-        token_ids = torch.tensor(_PROBE_IDS, device=self._device)
+        token_ids = torch.tensor(PROBE_IDS, device=self._device)
         captured = self._captured(token_ids, None)
         for site in self._sites:
             shape = tuple(captured[site.name].shape) if site.name in captured else None
@@ -206,7 +208,7 @@ def _check_sums(
     A structure is recognised by the names of its children; a block that has the names but scales its branches, say,
     would give activations that are not what the hook names mean.
     """
-    token_ids = torch.tensor(_PROBE_IDS, device=device)
+    token_ids = torch.tensor(PROBE_IDS, device=device)
     named = sorted({site.layer for site in sites if site.layer is not None and site.name.startswith("blocks.")})
     for layer in named:
         family, all_sites = block_sites(network, layer)

@@ -131,7 +131,7 @@ def test_short_precision_passes_the_probe(family: str, dtype: torch.dtype) -> No
     forward = ActivationForward(replace(whole, dtype=dtype), ["blocks.2.hook_mlp_out"])
     found = forward.run(token_ids(), torch.tensor([9, 2, 4]))["blocks.2.hook_mlp_out"]
     assert found.dtype == dtype
-    assert forward._padding_safe == (family != "bert")
+    assert forward.padding_safe == (family != "bert")
 
 
 def test_a_network_that_overflows_says_so() -> None:
