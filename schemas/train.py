@@ -53,6 +53,9 @@ class TrainWorkers(Spec):
     """One GPU a rank, NCCL; otherwise gloo."""
     max_failures: NonNegativeInt = 3
     """Restarts of the group after a rank's death, each from the last checkpoint."""
+    blocks_ahead: NonNegativeInt = 0
+    """Feeds ``live`` and ``tee``: units that may wait in Ray's object store for the slowest rank; 0: those of one
+    window of the order and one more for each forward process."""
 
 
 class TrainSpec(Spec):
@@ -68,6 +71,11 @@ class TrainSpec(Spec):
     is ``N/H``."""
     dictionaries: Annotated[list[DictionarySpec], Field(min_length=1)]
     """What to train; all are fed from one read."""
+    feed: Literal["stored", "follow", "live", "tee"] = "stored"
+    """Where rows come from. ``stored``: a complete store. The others train while the collect job of ``store`` runs,
+    the first epoch in the order in which rows are collected, mixed window by window: ``follow`` reads the store as it
+    grows; ``live`` is handed the rows from memory, and no store is written; ``tee`` is handed them and the store is
+    written, too. These three give the same dictionaries."""
     batch_rows: PositiveInt = 4096
     """Rows in one optimiser step, over all ranks."""
     num_tokens: NonNegativeInt = 0
@@ -105,4 +113,22 @@ class TrainSpec(Spec):
         names = [dictionary.name for dictionary in self.dictionaries]
         if len(set(names)) != len(names):
             raise ValueError(f"two dictionaries have one name: {names}")
+        return self
+
+    @model_validator(mode="after")
+    def _feed_fits(self) -> Self:
+        if self.feed == "stored":
+            return self
+        if not isinstance(self.store, str):
+            raise ValueError(f"feed {self.feed} reads one store while it is collected, not several; use feed: stored")
+        if self.rows.max_norm_multiple:
+            raise ValueError(
+                f"rows.max_norm_multiple needs the norms of all rows before training begins, which feed {self.feed} "
+                "does not have: set it to 0, or use feed: stored"
+            )
+        if self.feed == "live" and not self.num_tokens and self.num_epochs > 1:
+            raise ValueError(
+                f"feed live keeps no row, so there is one epoch only; num_epochs is {self.num_epochs:g}: set it to 1 "
+                "or less and collect more tokens, or use feed: tee or follow"
+            )
         return self

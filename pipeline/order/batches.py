@@ -22,7 +22,7 @@ from schemas.errors import HookPointError, SpecError, nearest
 from schemas.train import RowFilter, RowOrder
 
 if TYPE_CHECKING:
-    from pipeline.store.joined import AnyStore
+    from pipeline.store.arriving import FeedStore
 
 Ints = npt.NDArray[np.int64]
 
@@ -70,7 +70,7 @@ class BatchReader:
 
     def __init__(
         self,
-        store: AnyStore,
+        store: FeedStore,
         hook_points: Sequence[str],
         *,
         rows: RowFilter,
@@ -79,8 +79,11 @@ class BatchReader:
         rank: int = 0,
         world_size: int = 1,
         split: Split = "train",
+        first_in_order: bool = False,
     ) -> None:
-        """Scans the store's tokens once; see ``pipeline.order.eligible`` for what that costs.
+        """Scans the store's tokens once; see ``pipeline.order.eligible`` for what that costs. ``first_in_order``: the
+        first epoch has its windows in the order of the store, since that is still being made; rows are then not held
+        to be finite here, but by the step that they would spoil.
 
         Raises:
             HookPointError: the store has no such hook point.
@@ -103,8 +106,8 @@ class BatchReader:
         self.batch_rows = batch_rows
         self.rank = rank
         self.world_size = world_size
-        self.key = OrderKey(store.fingerprint, rows, split, order)
-        self.eligible = scan(store, self.hook_points, rows, split)
+        self.key = OrderKey(store.fingerprint, rows, split, order, first_in_order)
+        self.eligible = scan(store, [] if first_in_order else self.hook_points, rows, split)
         if not self.eligible.num_rows:
             raise SpecError(
                 f"no row of {store.url} is left to read: of {store.num_rows} rows, split {split!r} with the filter "

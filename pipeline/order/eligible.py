@@ -19,7 +19,7 @@ from schemas.errors import DivergenceError
 from schemas.train import RowFilter
 
 if TYPE_CHECKING:
-    from pipeline.store.joined import AnyStore
+    from pipeline.store.arriving import FeedStore
     from pipeline.store.rows import TokenRows
 
 Ints = npt.NDArray[np.int64]
@@ -64,7 +64,7 @@ class EligibleRows:
         return np.unpackbits(self._bits[chunks], axis=1, count=self.chunk_rows)
 
 
-def scan(store: AnyStore, hook_points: Sequence[str], rows: RowFilter, split: Split) -> EligibleRows:
+def scan(store: FeedStore, hook_points: Sequence[str], rows: RowFilter, split: Split) -> EligibleRows:
     """Read the store's tokens (and norms, where the filter asks for them) and decide row by row.
 
     Raises:
@@ -95,7 +95,7 @@ def scan(store: AnyStore, hook_points: Sequence[str], rows: RowFilter, split: Sp
     return eligible
 
 
-def _slabs(store: AnyStore) -> Iterator[TokenRows]:
+def _slabs(store: FeedStore) -> Iterator[TokenRows]:
     """The tokens unit by unit; a unit is a whole number of chunks, but for the last."""
     for start in range(0, store.num_rows, store.record.shard_rows):
         yield store.tokens(start, min(start + store.record.shard_rows, store.num_rows))
@@ -113,7 +113,7 @@ def token_mask(tokens: TokenRows, specials: dict[str, int], rows: RowFilter, spl
     return mask
 
 
-def _norm_limit(store: AnyStore, hook: str, rows: RowFilter) -> float | None:
+def _norm_limit(store: FeedStore, hook: str, rows: RowFilter) -> float | None:
     """Largest norm that the hook point's rows may have; None where the rows need not be looked at."""
     statistics = store.statistics[hook]
     if rows.max_norm_multiple > 0:
@@ -121,7 +121,7 @@ def _norm_limit(store: AnyStore, hook: str, rows: RowFilter) -> float | None:
     return float("inf") if statistics.num_nan + statistics.num_inf else None
 
 
-def _exclude_by_norm(store: AnyStore, limits: dict[str, float], start: int, mask: Mask, rows: RowFilter) -> None:
+def _exclude_by_norm(store: FeedStore, limits: dict[str, float], start: int, mask: Mask, rows: RowFilter) -> None:
     """Clear, in place, the rows of one chunk whose norm is beyond the limit of any hook point."""
     for hook, limit in limits.items():
         acts_TD = store.read_values(hook, start, start + len(mask))

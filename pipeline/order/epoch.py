@@ -56,7 +56,7 @@ class EpochOrder:
         self.batch_rows = batch_rows
         filled = np.flatnonzero(eligible.counts)
         self.num_windows = -(-len(filled) // key.order.window_chunks)
-        if len(filled) and key.order.mode == "shuffled":
+        if len(filled) and not key.is_sequential(epoch):
             shuffle = KeyedPermutation(len(filled), key.derive("chunks", epoch=epoch))
             filled = filled[shuffle.apply(np.arange(len(filled)))]
         self._chunks: Ints = filled

@@ -27,7 +27,7 @@ from schemas.errors import DivergenceError
 from schemas.train import RowFilter, RowOrder
 
 if TYPE_CHECKING:
-    from pipeline.store.joined import AnyStore
+    from pipeline.store.arriving import FeedStore
 
 Ints = npt.NDArray[np.int64]
 
@@ -63,7 +63,7 @@ class RowFeed:
 
     def __init__(
         self,
-        store: AnyStore,
+        store: FeedStore,
         hook_points: Sequence[str],
         *,
         rows: RowFilter,
@@ -73,9 +73,10 @@ class RowFeed:
         world_size: int = 1,
         split: Split = "train",
         pin_memory: bool = False,
+        first_in_order: bool = False,
     ) -> None:
         """Scans the store's tokens once; see ``pipeline.order.eligible`` for what that costs. ``pin_memory``: batches
-        lie in page-locked memory, from which a GPU copies without waiting.
+        lie in page-locked memory, from which a GPU copies without waiting. ``first_in_order``: see ``BatchReader``.
 
         Raises:
             HookPointError: the store has no such hook point.
@@ -91,6 +92,7 @@ class RowFeed:
             rank=rank,
             world_size=world_size,
             split=split,
+            first_in_order=first_in_order,
         )
         self._pin_memory = pin_memory
         self.store = store
@@ -169,7 +171,7 @@ def _words_of(tensors: dict[str, Tensor]) -> Buffers:
     }
 
 
-def scales(store: AnyStore, hook_points: Sequence[str], normalise: Literal["mean_norm", "none"]) -> dict[str, float]:
+def scales(store: FeedStore, hook_points: Sequence[str], normalise: Literal["mean_norm", "none"]) -> dict[str, float]:
     """hook point -> factor of its activations: sqrt(D) / mean row norm over the whole store, or 1.
 
     Raises:

@@ -24,12 +24,13 @@ import numpy.typing as npt
 from pipeline.order.arranging import Slots
 from pipeline.order.epoch import Window
 from pipeline.order.placing import place_chunks
+from pipeline.store.arriving import ArrivingStore
 from pipeline.store.ledger import REQUESTS_AT_ONCE
 from pipeline.store.words import Words, stored_dtype
 from schemas.fields import LOSSY
 
 if TYPE_CHECKING:
-    from pipeline.store.joined import AnyStore
+    from pipeline.store.arriving import FeedStore
 
 Ints = npt.NDArray[np.int64]
 Mask = npt.NDArray[np.bool_]
@@ -42,7 +43,7 @@ _TASKS_PER_THREAD = 4
 _MOST_TOGETHER = 16
 
 
-def row_dtype(store: AnyStore) -> np.dtype[Any]:
+def row_dtype(store: FeedStore) -> np.dtype[Any]:
     """What a feed's rows are made of: the stored words, or float32 values where words need a scale to mean anything."""
     return np.dtype(np.float32) if store.dtype in LOSSY else stored_dtype(store.dtype)
 
@@ -64,6 +65,8 @@ class PlannedWindow:
     """The chunks that hold them, [C]."""
     slots: Slots
     """For each row of each of these chunks its place among the n, [C, chunk_rows]; -1: not this reader's."""
+    last_chunk: int
+    """The last chunk of the window, over all ranks."""
 
     def slice(self, start: int, stop: int) -> slice:
         """This reader's rows between two positions of the epoch."""
@@ -73,15 +76,19 @@ class PlannedWindow:
 
 def plan_window(epoch: int, window: Window, mine: Mask | None) -> PlannedWindow:
     """``mine`` marks the reader's rows among the window's, [window rows]; None: all of them."""
+    last = int(window.chunks.max())
     if mine is None:
         positions = np.arange(window.start, window.stop)
-        return PlannedWindow(epoch, window.start, window.stop, positions, window.rows, window.chunks, window.slots)
+        return PlannedWindow(
+            epoch, window.start, window.stop, positions, window.rows, window.chunks, window.slots, last
+        )
     kept = np.flatnonzero(mine)
     slots = np.full_like(window.slots, -1)
     slots[window.places[kept], window.rows[kept] % slots.shape[1]] = np.arange(len(kept), dtype=np.int32)
     touched = np.flatnonzero((slots >= 0).any(axis=1))
+    rows = window.rows[kept]
     return PlannedWindow(
-        epoch, window.start, window.stop, kept + window.start, window.rows[kept], window.chunks[touched], slots[touched]
+        epoch, window.start, window.stop, kept + window.start, rows, window.chunks[touched], slots[touched], last
     )
 
 
@@ -94,7 +101,7 @@ class LoadedWindow:
     """Which set of buffers has the rows, from its first row on."""
 
 
-def num_decoders(store: AnyStore) -> int:
+def num_decoders(store: FeedStore) -> int:
     """Threads that read chunks at a time: requests under way to a remote store, cores for a local one."""
     if not store.objects.is_local:
         return REQUESTS_AT_ONCE
@@ -102,7 +109,7 @@ def num_decoders(store: AnyStore) -> int:
 
 
 def load_window(
-    store: AnyStore, plan: PlannedWindow, buffers: Buffers, decoders: ThreadPoolExecutor, stop: Event
+    store: FeedStore, plan: PlannedWindow, buffers: Buffers, decoders: ThreadPoolExecutor, stop: Event
 ) -> None:
     """Fill ``buffers`` with the rows of the plan, in its order.
 
@@ -117,20 +124,25 @@ def load_window(
             if stop.is_set():
                 return
             first = int(plan.chunks[place]) * size
+            if isinstance(store, ArrivingStore) and not store.wait(first, stop):
+                return
             sources.append(_read(store, hook, first, min(first + size, store.num_rows)))
         place_chunks(sources, plan.slots[places.start : places.stop], buffers[hook])
 
     for _ in decoders.map(fill, _tasks(store, plan, buffers)):
         pass
+    if isinstance(store, ArrivingStore) and plan.epoch == 0 and not stop.is_set():
+        # The next windows are those behind it: the first epoch of such a store is in its order.
+        store.done_before((plan.last_chunk + 1) * size)
 
 
-def _read(store: AnyStore, hook: str, start: int, stop: int) -> Words:
+def _read(store: FeedStore, hook: str, start: int, stop: int) -> Words:
     if store.dtype in LOSSY:
         return store.read_values(hook, start, stop)
     return store.read_rows(hook, start, stop)
 
 
-def _tasks(store: AnyStore, plan: PlannedWindow, buffers: Buffers) -> list[tuple[str, range]]:
+def _tasks(store: FeedStore, plan: PlannedWindow, buffers: Buffers) -> list[tuple[str, range]]:
     """Which chunks of the plan are read and placed together: several where they are views of mapped files, since the
     copy of one takes no longer than what goes with it; else one, so that few decoded chunks are in memory."""
     count = len(plan.chunks)
@@ -149,7 +161,7 @@ class Prefetch:
     def __init__(
         self,
         windows: Iterator[PlannedWindow],
-        store: AnyStore,
+        store: FeedStore,
         buffers: tuple[Buffers, Buffers],
     ) -> None:
         self._windows = windows

@@ -13,12 +13,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from itertools import islice
+from contextlib import closing
 from typing import Any
 
 import torch
 
 from pipeline.order.feed import FeedBatch, FeedState, RowFeed
+from pipeline.store.arriving import FeedStore
 from pipeline.store.joined import open_any
 from pipeline.store.objects import Objects
 from pipeline.training import memory, result, resume, schedule
@@ -28,6 +29,7 @@ from pipeline.training.identity import identity
 from pipeline.training.tracker import Trackers, open_trackers
 from pipeline.training.trainer import DictionaryTrainer
 from pipeline.training.world import World
+from schemas.errors import SpecError
 from schemas.train import TrainSpec
 
 COMPLETE = "training.json"
@@ -39,6 +41,7 @@ def train(
     spec: TrainSpec,
     world: World,
     *,
+    store: FeedStore | None = None,
     report: Report | None = None,
     device: torch.device | str = "cpu",
     num_threads: int | None = None,
@@ -48,13 +51,15 @@ def train(
     Args:
         spec: The job; every rank reaches ``store``, rank 0 reaches ``output``.
         world: The ranks.
+        store: What is read, where it is not a complete store at ``spec.store``.
         report: Called on every rank at every logged step with the record of ``metrics.jsonl`` and ``num_steps``.
         device: Where weights live and steps run.
         num_threads: Threads of the compiled loops; None: as many as torch has.
 
     Returns:
-        ``steps, tokens, seconds, tokens_per_s, reused`` and ``dictionaries``: name -> figures of the last step.
-        Times are this process's and do not count what an earlier, interrupted one did.
+        ``steps, tokens, seconds, stalled_seconds, tokens_per_s, reused`` and ``dictionaries``: name -> figures of the
+        last step. ``stalled_seconds``: waiting for rows. Times are this process's and do not count what an earlier,
+        interrupted one did.
 
     Raises:
         MismatchError: the output holds a run of another identity.
@@ -62,7 +67,7 @@ def train(
         ResourceError: the dictionaries do not fit into memory.
         DivergenceError: a loss is not finite; the last checkpoint is kept.
     """
-    run = _Run(spec, world, torch.device(device))
+    run = _Run(spec, world, torch.device(device), store)
     summary = run.finished()
     return summary or run.train(report, num_threads or torch.get_num_threads())
 
@@ -70,11 +75,11 @@ def train(
 class _Run:
     """What the phases of one call of ``train`` share."""
 
-    def __init__(self, spec: TrainSpec, world: World, device: torch.device) -> None:
+    def __init__(self, spec: TrainSpec, world: World, device: torch.device, store: FeedStore | None) -> None:
         self._spec = spec
         self._world = world
         self._device = device
-        self._store = open_any(spec.store)
+        self._store: FeedStore = open_any(spec.store) if store is None else store
         points = (point for wanted in spec.dictionaries for point in [*wanted.sources, *wanted.target_points])
         self._points = list(dict.fromkeys(points))
         self._identity = identity(spec, store_fingerprint=self._store.fingerprint, num_rows=self._store.num_rows)
@@ -104,6 +109,7 @@ class _Run:
             batch_rows=spec.batch_rows,
             rank=world.rank,
             world_size=world.size,
+            first_in_order=spec.feed != "stored",
         )
         memory.require_memory(
             spec.dictionaries,
@@ -134,25 +140,30 @@ class _Run:
         spec = self._spec
         num_rows = schedule.total_rows(spec, feed.rows_per_epoch)
         num_steps = schedule.total_steps(num_rows, feed.rows_per_epoch, spec.batch_rows)
-        batches = feed.iterate(FeedState(progress.epoch, progress.batch))
-        for batch in islice(batches, num_steps - progress.step):
-            factor = schedule.learning_rate_factor(spec.schedule, progress.step, num_steps)
-            metrics = self._step(batch, trainers, factor, progress.step / num_steps)
-            progress = Progress(
-                step=progress.step + 1,
-                rows=progress.rows + batch.global_rows,
-                epoch=batch.state_after.epoch,
-                batch=batch.state_after.batch,
-                metrics=metrics,
-            )
-            is_last = progress.step == num_steps
-            if is_last or _due(progress.step, spec.log_every_steps):
-                record = self._record(progress, factor, clock) | self._quality(feed, batch)
-                trackers.log(record)
-                if report is not None:
-                    report({**record, "num_steps": num_steps})
-            if is_last or _due(progress.step, spec.checkpoint_every_steps):
-                self._checkpoint(trainers, progress, trackers)
+        _require_one_epoch(spec, num_rows, feed.rows_per_epoch)
+        if progress.step == num_steps:
+            return progress
+        with closing(feed.iterate(FeedState(progress.epoch, progress.batch))) as batches:
+            while progress.step < num_steps:
+                with clock.stall():
+                    batch = next(batches)
+                factor = schedule.learning_rate_factor(spec.schedule, progress.step, num_steps)
+                metrics = self._step(batch, trainers, factor, progress.step / num_steps)
+                progress = Progress(
+                    step=progress.step + 1,
+                    rows=progress.rows + batch.global_rows,
+                    epoch=batch.state_after.epoch,
+                    batch=batch.state_after.batch,
+                    metrics=metrics,
+                )
+                is_last = progress.step == num_steps
+                if is_last or _due(progress.step, spec.log_every_steps):
+                    record = self._record(progress, factor, clock) | self._quality(feed, batch)
+                    trackers.log(record)
+                    if report is not None:
+                        report({**record, "num_steps": num_steps})
+                if is_last or _due(progress.step, spec.checkpoint_every_steps):
+                    self._checkpoint(trainers, progress, trackers)
         return progress
 
     def _step(
@@ -173,6 +184,7 @@ class _Run:
             # The highest of the job's dictionaries; all of them follow the same schedule.
             "learning_rate": max(d.learning_rate for d in self._spec.dictionaries) * factor,
             "tokens_per_s": clock.rate(progress.rows),
+            "stalled_s": clock.newly_stalled_s(),
             "dictionaries": progress.metrics,
         }
 
@@ -196,6 +208,7 @@ class _Run:
             "steps": progress.step,
             "tokens": progress.rows,
             "seconds": seconds,
+            "stalled_seconds": clock.stalled_s,
             "tokens_per_s": rate,
             "reused": False,
             "dictionaries": progress.metrics,
@@ -207,6 +220,14 @@ class _Run:
             Objects(self._spec.output).write(COMPLETE, (json.dumps(record, indent=1) + "\n").encode())
         self._world.barrier()
         return summary
+
+
+def _require_one_epoch(spec: TrainSpec, num_rows: int, rows_per_epoch: int) -> None:
+    if spec.feed == "live" and num_rows > rows_per_epoch:
+        raise SpecError(
+            f"{spec.name}: num_tokens asks for {num_rows:,} rows, but feed live keeps no row, so there is one epoch of "
+            f"{rows_per_epoch:,} rows only: lower num_tokens, collect more tokens, or use feed: tee or follow"
+        )
 
 
 def _due(step: int, every: int) -> bool:

@@ -11,7 +11,7 @@ from pipeline.dictionaries import initialise
 from pipeline.dictionaries.dictionary import Dictionary
 from pipeline.dictionaries.folder import save_dictionary
 from pipeline.order.feed import scales
-from pipeline.store.joined import AnyStore
+from pipeline.store.arriving import FeedStore
 from pipeline.training import kernels
 from pipeline.training.checkpoint import Progress
 from pipeline.training.trainer import DictionaryTrainer
@@ -22,7 +22,7 @@ _PACKAGES = ("headworks", "torch", "numpy", "ray")
 
 
 def start(
-    spec: TrainSpec, store: AnyStore, points: Sequence[str], *, device: torch.device, num_threads: int
+    spec: TrainSpec, store: FeedStore, points: Sequence[str], *, device: torch.device, num_threads: int
 ) -> list[DictionaryTrainer]:
     """A trainer for each dictionary of the spec, at step 0."""
     factors = scales(store, points, spec.normalise)
@@ -38,7 +38,7 @@ def start(
     return trainers
 
 
-def write(spec: TrainSpec, store: AnyStore, progress: Progress, dictionary: Dictionary) -> DictionaryRecord:
+def write(spec: TrainSpec, store: FeedStore, progress: Progress, dictionary: Dictionary) -> DictionaryRecord:
     """``OUTPUT/NAME/dictionary.safetensors`` and ``dictionary.json`` with the whole provenance."""
     name = dictionary.spec.name
     record = DictionaryRecord(
