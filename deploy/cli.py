@@ -17,6 +17,7 @@ from deploy.exits import Stopped, guarded, stoppable
 from deploy.options import address_option, json_option, set_option
 from deploy.plan_command import plan
 from deploy.store_commands import store
+from pipeline.logs import configure, progress_stream
 
 _KINDS = ("collect", "shuffle", "train", "evaluate", "pipeline")
 
@@ -24,7 +25,7 @@ _KINDS = ("collect", "shuffle", "train", "evaluate", "pipeline")
 def main(arguments: Sequence[str] | None = None) -> None:
     """The console script ``headworks``; ends the interpreter with one of the codes of ``deploy.exits``."""
     words = list(sys.argv[1:] if arguments is None else arguments)
-    logging.basicConfig(level=logging.WARNING, format="%(name)s: %(message)s")
+    configure()
     code = guarded(
         lambda: cli.main(words, prog_name="headworks", standalone_mode=False),
         debug="--debug" in words,
@@ -60,7 +61,7 @@ def run(spec: str, overrides: tuple[str, ...], address: str | None, as_json: boo
         from workers.progress import Progress
         from workers.run import run_job
 
-        summary = run_job(job, address=address, progress=Progress(sys.stderr))
+        summary = run_job(job, address=address, progress=Progress(progress_stream()))
     show.emit(summary, show.summary_lines(summary), as_json=as_json)
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from deploy import show
 from deploy.exits import guarded, stoppable
+from pipeline import logs
 from pipeline.spec_file import validated
 
 
@@ -19,11 +20,12 @@ def main(path: str) -> None:
     from workers.run import run_job
 
     with stoppable(lambda: f"{job.name} was stopped; what it committed is kept, submit it again to go on"):
-        summary = run_job(job, progress=Progress(sys.stderr))
+        summary = run_job(job, progress=Progress(logs.progress_stream()))
     for line in show.summary_lines(summary):
         sys.stdout.write(line + "\n")
     sys.stdout.write(json.dumps(summary) + "\n")
 
 
 if __name__ == "__main__":
+    logs.configure()
     sys.exit(guarded(lambda: main(sys.argv[1]), debug=True, as_json=False))

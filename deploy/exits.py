@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import signal
 import sys
 import traceback
@@ -18,7 +19,10 @@ from types import FrameType
 
 import click
 
+from pipeline import logs
 from schemas.errors import HeadworksError, UserError
+
+_log = logging.getLogger(__name__)
 
 SUCCESS, FAILED, USER_ERROR, STOPPED = 0, 1, 2, 130
 
@@ -39,14 +43,22 @@ def guarded(action: Callable[[], int | None], *, debug: bool, as_json: bool) -> 
         sys.stderr.close()
         return FAILED
     except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001 - the last line of defence
-        if debug:
-            traceback.print_exc()
         code, kind, message = _outcome(error, debug=debug)
-        click.echo(f"headworks: {message}", err=True)
+        _say(message, kind, error if debug else None)
         if as_json:
-            click.echo(json.dumps({"error": {"type": kind, "message": message}}))
+            click.echo(json.dumps({"error": {"type": kind, "message": logs.redacted(message)}}))
         return code
     return code or SUCCESS
+
+
+def _say(message: str, kind: str, shown: BaseException | None) -> None:
+    """On stderr, with the traceback of ``shown``, as one line where the log is JSON; without secrets, whatever the
+    message quotes."""
+    if logs.wants_json():
+        _log.error("%s", message, exc_info=shown, extra={"facts": {"error": kind}})
+        return
+    trace = "".join(traceback.format_exception(shown)) if shown is not None else ""
+    click.echo(logs.redacted(f"{trace}headworks: {message}"), err=True)
 
 
 def _outcome(error: BaseException, *, debug: bool) -> tuple[int, str, str]:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import sys
-
 import click
 
 from deploy import show
 from deploy.exits import stoppable
 from deploy.options import json_option
+from pipeline import logs
 
 
 @click.command()
@@ -47,5 +46,5 @@ def export(
         "short_contexts": "drop" if drop_short_contexts else "refuse",
     }  # fmt: skip
     with stoppable(lambda: f"stopped; what was written stays in {target}. The same command goes on from there."):
-        made = exporting.export(facts, Progress(sys.stderr))
+        made = exporting.export(facts, Progress(logs.progress_stream()))
     show.emit(made, exporting.lines(made), as_json=as_json)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from pipeline import logs
 from schemas.fields import about_bytes
 
 if TYPE_CHECKING:
@@ -134,5 +134,5 @@ def sweep_lines(facts: dict[str, Any]) -> list[str]:
 def _shown(name: str, *, unit: str) -> Iterator[Progress]:
     from workers.progress import Progress as Display
 
-    with Display(sys.stderr).task(name, unit=unit) as task:
+    with Display(logs.progress_stream()).task(name, unit=unit) as task:
         yield task.reach

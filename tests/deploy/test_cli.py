@@ -219,3 +219,16 @@ def test_the_reference_in_the_docs_is_true() -> None:
     """Write it anew with ``headworks schema --markdown``."""
     text = (Path(__file__).parents[2] / "docs" / "job-specs.md").read_text("utf-8")
     assert reference.markdown().strip() in text
+
+
+def test_errors_are_lines_of_json_without_secrets_where_the_log_is_json() -> None:
+    script = "import sys; from deploy.cli import main; main(sys.argv[1:])"
+    words = ["store", "info", "s3://KEY:SECRET@bucket/store"]
+    environment = os.environ | {"HEADWORKS_LOG": "json"}
+    done = subprocess.run(
+        [sys.executable, "-c", script, *words], env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == exits.USER_ERROR
+    (line,) = [json.loads(each) for each in done.stderr.splitlines()]
+    assert (line["level"], line["error"]) == ("error", "SpecError")
+    assert "SECRET" not in done.stderr + done.stdout
