@@ -45,7 +45,7 @@ def test_templates_are_in_the_wheel(wheel: zipfile.ZipFile) -> None:
         str(path.relative_to(ROOT))
         for package in PACKAGES
         for path in (ROOT / package).rglob("*")
-        if path.suffix in {".html", ".css", ".js", ".j2"}
+        if path.suffix in {".html", ".css", ".js", ".j2", ".json"}
     }
     assert data
     assert data <= set(wheel.namelist())
