@@ -1,0 +1,1 @@
+"""What trained dictionaries say: trajectories over sources, differences between models, universality."""
