@@ -45,9 +45,6 @@ def dictionary_with_all_three_faults() -> Dictionary:
 def test_the_three_cases(rows: dict[str, torch.Tensor]) -> None:
     parts = zip(*(torch.split(one, 100) for one in rows.values()), strict=True)
     batches = [dict(zip(rows, part, strict=True)) for part in parts]
-        {name: part for name, part in zip(rows, parts, strict=True)}
-        for parts in zip(*(r.split(100) for r in rows.values()), strict=True)
-    ]
     found = latent_scaling(dictionary_with_all_three_faults(), batches, torch.tensor([0, 1, 2]), own=CHAT, other=BASE)
     torch.testing.assert_close(found.nu_error, torch.tensor([0.0, 0.7, 0.0], dtype=torch.float64), atol=1e-6, rtol=0)
     expected = torch.tensor([0.0, 0.0, 1.0], dtype=torch.float64)
