@@ -26,6 +26,11 @@ class Loaded:
     pid: int
     host: str
     seconds: float
+    flop_per_token: float = 0.0
+    """Operations of the model, see ``pipeline.models.utilisation``; 0: not known."""
+    peak_flop_per_s: float = 0.0
+    """Of all devices of the worker together; 0: not known."""
+    peak_source: str = ""
 
 
 def num_workers(limits: CollectWorkers) -> int:

@@ -61,6 +61,11 @@ class ActivationForward:
         """Where the network is, and its activations."""
         return self._device
 
+    @property
+    def network(self) -> nn.Module:
+        """What runs: the backbone up to the last wanted block."""
+        return self._network
+
     @torch.no_grad()
     def run(self, token_ids: Tensor, lengths: Tensor) -> dict[str, Tensor]:
         """Activations ``[B, L, D]`` at each hook point, on the model's device and in its dtype; the caller owns them.
