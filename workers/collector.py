@@ -16,6 +16,7 @@ import torch
 
 from pipeline.collection.prepare import CollectPass
 from pipeline.collection.unit import UnitCollector
+from pipeline.models.utilisation import flop_per_token, peak_flop_per_s
 from workers.pool import Loaded
 
 
@@ -27,7 +28,8 @@ class Receipt:
     num_rows: int
     size_bytes: int
     attempt: int
-    seconds: float
+    seconds: dict[str, float]
+    """Stage -> seconds, as in the ledger, and ``total``."""
 
 
 class Collector:
@@ -43,8 +45,19 @@ class Collector:
         torch.set_num_threads(num_threads)
         host = socket.gethostname()
         self._collector = UnitCollector.open(one, worker=f"{self._name}@{host}:{os.getpid()}")
-        widths = dict(self._collector.forward.widths)
-        return Loaded(widths, os.getpid(), host, time.perf_counter() - started)
+        network = self._collector.forward.network
+        flop = flop_per_token(network, one.spec.tokens.packing.context_length)
+        weights = next(network.parameters(), None)
+        peak = peak_flop_per_s(weights.device, weights.dtype) if weights is not None else None
+        return Loaded(
+            dict(self._collector.forward.widths),
+            os.getpid(),
+            host,
+            time.perf_counter() - started,
+            flop_per_token=flop,
+            peak_flop_per_s=peak.flop_per_s if peak else 0.0,
+            peak_source=peak.source if peak else "",
+        )
 
     def collect(self, unit: int, attempt: int) -> Receipt:
         """Compute one unit; returns when the ledger has it."""
@@ -52,4 +65,5 @@ class Collector:
         started = time.perf_counter()
         entry = self._collector.collect(unit, attempt)
         size_bytes = sum(receipt.size_bytes for receipt in entry.objects.values())
-        return Receipt(unit, entry.num_rows, size_bytes, attempt, time.perf_counter() - started)
+        seconds = {**entry.seconds, "total": time.perf_counter() - started}
+        return Receipt(unit, entry.num_rows, size_bytes, attempt, seconds)
