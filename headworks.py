@@ -25,11 +25,11 @@ except metadata.PackageNotFoundError:
     __version__ = "0+source"
 
 
-def open_store(url: str, *, allow_partial: bool = False) -> Store:
-    """A finished activation store, or with ``allow_partial`` what there is of one."""
-    from pipeline.store.reader import Store
+def open_store(url: str, *, allow_partial: bool = False) -> Store | JoinedStore:
+    """A finished activation store, or with ``allow_partial`` what there is of one; the stores of a group as one."""
+    from pipeline.store.joined import open_any
 
-    return Store.open(url, allow_partial=allow_partial)
+    return open_any(url, allow_partial=allow_partial)
 
 
 def join_stores(urls: Mapping[str, str] | Sequence[str]) -> JoinedStore:

@@ -10,7 +10,7 @@ from pipeline.spec_file import validated
 from schemas.corpus import TokensSpec
 from schemas.pipeline import AnyJob
 
-_PLACES = {"output", "store", "dictionaries", "urls", "scratch"}
+_PLACES = {"output", "store", "dictionaries", "urls", "scratch", "snapshot_folders"}
 """Fields that hold paths or URLs and nothing else."""
 
 _MAYBE_PLACES = {"path", "tokenizer"}
@@ -24,8 +24,8 @@ def anchored(job: AnyJob, folder: Path) -> AnyJob:
 
 def _anchored(value: Any, folder: Path, field: str) -> Any:
     if isinstance(value, dict):
-        # Whatever names a user gives to the stores of a job, or to a model's arguments, they are no fields.
-        inherited: dict[str, str] = {"arguments": "", "store": "store"}
+        # Whatever names a user gives to the stores of a job, its snapshots or a model's arguments, they are no fields.
+        inherited: dict[str, str] = {"arguments": "", "store": "store", "snapshots": "snapshot"}
         return {key: _anchored(item, folder, inherited.get(field, str(key))) for key, item in value.items()}
     if isinstance(value, list):
         return [_anchored(item, folder, field) for item in value]

@@ -10,6 +10,7 @@ from schemas.corpus import TokensSpec
 from schemas.fields import LOSSY, Codec, Dtype, HookPoint, Layout, Name, Spec, Url
 from schemas.model import ModelSpec
 from schemas.retention import RetentionSpec
+from schemas.snapshots import Snapshots
 from schemas.workers import WorkerLimits
 
 
@@ -84,6 +85,13 @@ class CollectSpec(Spec):
     """Name of this job; other jobs of a pipeline refer to it."""
     model: ModelSpec
     """The network to run."""
+    snapshots: Snapshots = {}
+    """Several networks on one token table, into a store group: name -> the fields of ``model`` that this one has
+    otherwise, for example ``{step0: {revision: step0}, step512: {revision: step512}}``. ``model`` itself is not
+    collected then, but its tokenizer makes the token table, and every snapshot that has one must have an equal one."""
+    snapshot_folders: str = ""
+    """The same by a pattern of local folders (or GGUF files), such as ``checkpoints/step*``: each is a snapshot, named
+    by the parts of its path that have wildcards, in natural order."""
     tokens: TokensSpec
     """The corpus and how it is tokenised."""
     hook_points: Annotated[list[HookPoint], Field(min_length=1)]
@@ -99,10 +107,21 @@ class CollectSpec(Spec):
     workers: CollectWorkers = CollectWorkers()
     """Resources."""
     output: Url
-    """Folder or URL of the store."""
+    """Folder or URL of the store, or of the group: a store below it for each snapshot."""
 
     @model_validator(mode="after")
     def _distinct_hooks(self) -> Self:
         if len(set(self.hook_points)) != len(self.hook_points):
             raise ValueError(f"hook_points names one hook point twice: {self.hook_points}")
         return self
+
+    @model_validator(mode="after")
+    def _snapshots_once(self) -> Self:
+        if self.snapshots and self.snapshot_folders:
+            raise ValueError("give snapshots by name or by snapshot_folders, not both")
+        return self
+
+    @property
+    def is_group(self) -> bool:
+        """Several snapshots are collected: ``output`` is a store group."""
+        return bool(self.snapshots or self.snapshot_folders)

@@ -13,7 +13,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pipeline.collection.snapshots import snapshot_jobs
 from pipeline.spec_paths import anchored
+from pipeline.store.joined import group_urls
 from pipeline.store.objects import Objects
 from pipeline.store.reader import Store
 from schemas.collect import CollectSpec
@@ -28,6 +30,7 @@ from workers.collect import run_collect
 from workers.evaluate import run_evaluate
 from workers.progress import Progress
 from workers.shuffle import run_shuffle
+from workers.snapshots import run_snapshots
 from workers.train import require_room, run_train
 
 Job = CollectSpec | ShuffleSpec | TrainSpec | EvaluateSpec
@@ -74,8 +77,7 @@ def require_hook_points(jobs: Sequence[Job]) -> None:
     collected: dict[str, set[str]] = {}
     for job in jobs:
         if isinstance(job, CollectSpec):
-            # Hook points that an earlier collection left in the same store count as well.
-            collected[job.output] = set(job.hook_points) | _stored(job.output)
+            collected |= _collected(job)
         if isinstance(job, CollectSpec | EvaluateSpec):
             continue
         known = _known_points(job.store, collected)
@@ -92,6 +94,17 @@ def require_hook_points(jobs: Sequence[Job]) -> None:
                     raise SpecError(_unknown(wanted, point, str(job.store), known))
 
 
+def _collected(job: CollectSpec) -> dict[str, set[str]]:
+    """URL -> hook points, of the store that the job makes, or of its group and of each store of that; those that an
+    earlier collection left in the same place count as well."""
+    if not job.is_group:
+        return {job.output: set(job.hook_points) | _stored(job.output)}
+    found = {name: set(one.hook_points) | _stored(one.output) for name, one in snapshot_jobs(job).items()}
+    earlier = {name: _stored(url) for name, url in (group_urls(job.output) or {}).items() if name not in found}
+    stores = {f"{job.output.rstrip('/')}/{name}": points for name, points in found.items()}
+    return {**stores, job.output: {f"{name}/{hook}" for name, hooks in (found | earlier).items() for hook in hooks}}
+
+
 def _unknown(wanted: str, point: str, store: str, known: set[str]) -> str:
     return (
         f"{wanted} {point!r}, which {store} does not have and no earlier job collects{nearest(point, known)} "
@@ -101,9 +114,16 @@ def _unknown(wanted: str, point: str, store: str, known: set[str]) -> str:
 
 def _known_points(store: str | Mapping[str, str], collected: Mapping[str, set[str]]) -> set[str]:
     """Hook points that the store has or will have; ``NAME/HOOK`` of several stores."""
-    if isinstance(store, str):
-        return collected[store] if store in collected else set(Store.open(store).hook_points)
-    return {f"{name}/{hook}" for name, url in store.items() for hook in _known_points(url, collected)}
+    if not isinstance(store, str):
+        return {f"{name}/{hook}" for name, url in store.items() for hook in _known_points(url, collected)}
+    if store in collected:
+        return collected[store]
+    try:
+        return set(Store.open(store).hook_points)
+    except MissingError:
+        if (members := group_urls(store)) is None:
+            raise
+    return {f"{name}/{hook}" for name, url in members.items() for hook in _stored(url)}
 
 
 def _stored(url: str) -> set[str]:
@@ -159,7 +179,7 @@ def _earlier(job: AnyJob) -> dict[str, Any]:
 def _execute(job: Job, progress: Progress) -> dict[str, Any]:
     match job:
         case CollectSpec():
-            return run_collect(job, progress=progress)
+            return run_snapshots(job, progress=progress) if job.is_group else run_collect(job, progress=progress)
         case ShuffleSpec():
             return run_shuffle(job, progress=progress)
         case TrainSpec():

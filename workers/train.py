@@ -29,11 +29,12 @@ import ray.train
 import ray.train.torch
 from ray.train import TrainingFailedError
 
-from pipeline.store.joined import open_any
+from pipeline.store.joined import open_any, store_urls
 from pipeline.store.objects import Objects
 from pipeline.store.retention import noted_use
 from pipeline.training import engine, resume
 from pipeline.training.identity import identity
+from pipeline.training.points import points_of
 from schemas.errors import HeadworksError, JobError, ResourceError
 from schemas.fingerprint import fingerprint
 from schemas.train import TrainSpec
@@ -64,7 +65,7 @@ def run_train(spec: TrainSpec, *, progress: Progress) -> dict[str, Any]:
         return summary
     for attempt in range(spec.workers.max_failures + 1):
         try:
-            with noted_use(spec.store_urls, spec.name):
+            with noted_use(store_urls(spec.store), spec.name):
                 summary = _fit(spec, f"{fingerprint(facts)[:16]}-{attempt}", progress)
         except TrainingFailedError as failure:
             cause = _cause(failure)
@@ -82,7 +83,7 @@ def run_train(spec: TrainSpec, *, progress: Progress) -> dict[str, Any]:
 
 
 def _identity(spec: TrainSpec) -> dict[str, Any]:
-    store = open_any(spec.store)
+    store = open_any(spec.store, points_of(spec))
     return identity(spec, store_fingerprint=store.fingerprint, num_rows=store.num_rows)
 
 

@@ -9,17 +9,27 @@ from __future__ import annotations
 
 import html
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from pipeline.store import layout
+from pipeline.store.group import member_urls, read_group
 from pipeline.store.objects import Objects
 from pipeline.store.reader import Store
 from pipeline.store.rows import TokenRows
 from pipeline.store.words import Floats, Words
-from schemas.errors import HeadworksError, HookPointError, MismatchError, SpecError, nearest
+from schemas.errors import (
+    HeadworksError,
+    HookPointError,
+    IncompleteError,
+    MismatchError,
+    MissingError,
+    SpecError,
+    nearest,
+)
 from schemas.fields import Dtype, is_name
 from schemas.fingerprint import differences, fingerprint
 from schemas.store import HookStatistics, StoreRecord
@@ -35,13 +45,11 @@ class JoinedStore:
         """The first store named gives the order of rows and the tokens.
 
         Raises:
-            SpecError: fewer than two stores, or a name that no hook point can begin with.
+            SpecError: no store, or a name that no hook point can begin with.
             MismatchError: the stores have different token tables; names the field.
         """
-        if len(stores) < 2 or not all(is_name(name) for name in stores):
-            raise SpecError(
-                f"expected two or more stores under names of letters, digits, '_', '.' and '-', got {[*stores]}"
-            )
+        if not stores or not all(is_name(name) for name in stores):
+            raise SpecError(f"expected stores under names of letters, digits, '_', '.' and '-', got {[*stores]}")
         self.stores = dict(stores)
         first = next(iter(stores.values()))
         for name, store in stores.items():
@@ -60,18 +68,19 @@ class JoinedStore:
         """The first store's, with the identities of all."""
 
     @classmethod
-    def open(cls, urls: Mapping[str, str] | Sequence[str]) -> JoinedStore:
-        """Stores by name; of a list each has the last part of its URL for a name.
+    def open(cls, urls: Mapping[str, str] | Sequence[str], *, allow_partial: bool = False) -> JoinedStore:
+        """Stores by name; of a list each has the last part of its URL for a name. ``allow_partial``: as ``Store.open``.
 
         Raises: as the constructor and ``Store.open``. SpecError: two stores of a list have one name.
         """
         named = dict(urls) if isinstance(urls, Mapping) else {_name_of(url): url for url in urls}
         if len(named) < len(urls):
             raise SpecError(f"two of these stores have the same last part, give them names ({{'a': URL}}): {[*urls]}")
-        return cls({name: Store.open(url) for name, url in named.items()})
+        return cls({name: Store.open(url, allow_partial=allow_partial) for name, url in named.items()})
 
-    def __reduce__(self) -> tuple[object, tuple[dict[str, str]]]:
-        return JoinedStore.open, ({name: store.url for name, store in self.stores.items()},)
+    def __reduce__(self) -> tuple[object, tuple[dict[str, str], bool]]:
+        is_partial = any(store.manifest is None for store in self.stores.values())
+        return _reopen, ({name: store.url for name, store in self.stores.items()}, is_partial)
 
     @property
     def url(self) -> str:
@@ -154,9 +163,58 @@ AnyStore = Store | JoinedStore
 """What rows are read from."""
 
 
-def open_any(source: str | Mapping[str, str] | Sequence[str]) -> AnyStore:
-    """The store at a URL, or several as one. Raises: as ``Store.open`` and ``JoinedStore.open``."""
-    return Store.open(source) if isinstance(source, str) else JoinedStore.open(source)
+def open_any(
+    source: str | Mapping[str, str] | Sequence[str],
+    points: Iterable[str] | None = None,
+    *,
+    allow_partial: bool = False,
+) -> AnyStore:
+    """The store at a URL, several as one, or the group at a URL: of that only the members of which ``points`` name
+    something, if given, so that what others have or lack changes nothing.
+
+    ``allow_partial``: as ``Store.open``; of a group those stores that have been begun.
+
+    Raises: as ``Store.open`` and ``JoinedStore.open``. IncompleteError: a group whose collection has not ended.
+    """
+    if not isinstance(source, str):
+        return JoinedStore.open(source, allow_partial=allow_partial)
+    try:
+        return Store.open(source, allow_partial=allow_partial)
+    except MissingError:
+        if (urls := group_urls(source)) is None:
+            raise
+    if allow_partial:
+        chosen = {name: url for name, url in urls.items() if Objects(url).exists(layout.ROOT)}
+    else:
+        wanted = {point.partition("/")[0] for point in points} if points is not None else {*urls}
+        chosen = {name: url for name, url in urls.items() if name in wanted}
+    try:
+        # Where nothing is chosen all are opened: the caller says what is missing and what there is.
+        return JoinedStore.open(chosen or urls, allow_partial=allow_partial)
+    except (MissingError, IncompleteError) as error:
+        raise IncompleteError(
+            f"the store group at {source} is not complete: {error}. Run its collect job again, which goes on where it "
+            "stopped"
+        ) from error
+
+
+def group_urls(url: str) -> dict[str, str] | None:
+    """Name -> URL of each store of the group at ``url``, in order; None where there is no group."""
+    objects = Objects(url)
+    record = read_group(objects)
+    return None if record is None else member_urls(objects, record)
+
+
+def store_urls(source: str | Mapping[str, str]) -> list[str]:
+    """Every single store that ``open_any`` reads."""
+    if not isinstance(source, str):
+        return [*source.values()]
+    members = None if Objects(source).exists(layout.ROOT) else group_urls(source)
+    return [source] if members is None else [*members.values()]
+
+
+def _reopen(urls: dict[str, str], allow_partial: bool) -> JoinedStore:
+    return JoinedStore.open(urls, allow_partial=allow_partial)
 
 
 def _name_of(url: str) -> str:

@@ -16,6 +16,7 @@ from pipeline.store.shard import Geometry
 from pipeline.store.words import stored_dtype
 from schemas.errors import CorruptionError, MismatchError, MissingError
 from schemas.fingerprint import fingerprint
+from schemas.snapshots import GROUP
 from schemas.store import STORE_FORMAT, PassRecord, StoreRecord
 
 ROOT = "zarr.json"
@@ -189,7 +190,10 @@ def read_record(objects: Objects) -> StoreRecord:
     try:
         data = objects.read(ROOT)
     except MissingError as exc:
-        raise MissingError(f"there is no activation store at {objects.url}: {ROOT} is not there") from exc
+        what = f"{ROOT} is not there"
+        if objects.exists(GROUP):
+            what = f"it is a group of stores, name one of the folders that its {GROUP} lists"
+        raise MissingError(f"there is no activation store at {objects.url}: {what}") from exc
     group = parse(data, where)
     if (group.get("zarr_format"), group.get("node_type")) != (3, "group"):
         raise CorruptionError(f"{where}: expected the metadata of a Zarr v3 group, got {sorted(group)}")
