@@ -26,6 +26,7 @@ from pipeline.training import memory, result, resume, schedule
 from pipeline.training.checkpoint import Checkpoints, Progress
 from pipeline.training.clock import Clock
 from pipeline.training.identity import identity
+from pipeline.training.points import points_of
 from pipeline.training.tracker import Trackers, open_trackers
 from pipeline.training.trainer import DictionaryTrainer
 from pipeline.training.world import World
@@ -79,9 +80,8 @@ class _Run:
         self._spec = spec
         self._world = world
         self._device = device
-        self._store: FeedStore = open_any(spec.store) if store is None else store
-        points = (point for wanted in spec.dictionaries for point in [*wanted.sources, *wanted.target_points])
-        self._points = list(dict.fromkeys(points))
+        self._points = points_of(spec)
+        self._store: FeedStore = open_any(spec.store, self._points) if store is None else store
         self._identity = identity(spec, store_fingerprint=self._store.fingerprint, num_rows=self._store.num_rows)
         self._checkpoints = Checkpoints(spec.output)
 
