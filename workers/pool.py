@@ -11,7 +11,7 @@ from ray import exceptions
 from schemas.collect import CollectWorkers
 from schemas.errors import ResourceError
 from workers.cluster import total_resources
-from workers.controller import Event, UnitCommitted, UnitFailed, WorkerDied, WorkerFailed, WorkerReady
+from workers.decisions import Event, UnitCommitted, UnitFailed, WorkerDied, WorkerFailed, WorkerReady
 from workers.replica import Replica, start_replica
 
 POLL_INTERVAL_S = 1.0

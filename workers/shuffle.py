@@ -10,7 +10,6 @@ A kill at any moment loses the tasks under way; the next run begins at 1.
 
 from __future__ import annotations
 
-import logging
 import os
 import socket
 import time
@@ -24,22 +23,11 @@ from pipeline.store.leases import held
 from pipeline.store.objects import Objects
 from schemas.collect import CollectWorkers
 from schemas.shuffle import ShuffleSpec
-from workers.controller import (
-    Controller,
-    Decision,
-    Event,
-    Fail,
-    Finish,
-    LeaseUnit,
-    RetryUnit,
-    StartWorker,
-    StopWorker,
-    UnitCommitted,
-)
-from workers.pool import POLL_INTERVAL_S, Loaded, WorkerPool, num_workers
-from workers.progress import Progress, Task
-
-_log = logging.getLogger(__name__)
+from workers.controller import Controller
+from workers.execution import Execution, Figures
+from workers.pool import Loaded, WorkerPool, num_workers
+from workers.progress import Progress
+from workers.set_aside import GivenUp, given_up
 
 
 @dataclass(frozen=True)
@@ -73,16 +61,6 @@ class Shuffler:
         return self._shuffling.do(self._level, task, attempt=attempt)
 
 
-@dataclass
-class _Figures:
-    """What this run did, for the summary."""
-
-    rows: int = 0
-    size_bytes: int = 0
-    retries: int = 0
-    deaths: int = 0
-
-
 def run_shuffle(
     spec: ShuffleSpec,
     *,
@@ -93,19 +71,21 @@ def run_shuffle(
     """Shuffle what is missing of the store that ``spec`` describes. Ray must be connected; returns the summary.
 
     Raises:
-        UserError: what the user must mend, the very error that a worker met. JobError: a task failed too often.
+        UserError: what the user must mend, the very error that a worker met. JobError: tasks were set aside, or more
+            failed than the budgets allow.
     """
     started = time.perf_counter()
     progress = progress or Progress()
     job = prepare(spec, min_section_bytes=min_section_bytes)
     shuffling = Shuffling.open(job, worker="driver")
     missing = shuffling.missing(0)
-    figures = _Figures()
+    figures = Figures()
     if missing:
         require_space(job)
-        with held(Objects(spec.output), spec.name):
+        with held(Objects(spec.output), spec.name), given_up(spec.name, spec.output) as aside:
             for level, tasks in shuffling.stages():
-                _run_stage(Stage(job, level), tasks, figures, progress, actor_class)
+                _run_stage(Stage(job, level), tasks, figures, progress, actor_class, aside)
+                aside.require_none()
             manifest = shuffling.finish()
     else:
         progress.note(f"{spec.name}: all {job.plan.num_buckets} buckets are in the store, nothing to do")
@@ -121,6 +101,7 @@ def run_shuffle(
         "bytes_moved": figures.size_bytes,
         "retries": figures.retries,
         "worker_deaths": figures.deaths,
+        "preemptions": figures.preemptions,
         "hook_points": manifest.hook_points,
         "seconds": seconds,
         "fingerprint": manifest.fingerprint,
@@ -129,7 +110,12 @@ def run_shuffle(
 
 
 def _run_stage(
-    stage: Stage, tasks: list[int], figures: _Figures, progress: Progress, actor_class: type[Shuffler]
+    stage: Stage,
+    tasks: list[int],
+    figures: Figures,
+    progress: Progress,
+    actor_class: type[Shuffler],
+    aside: GivenUp,
 ) -> None:
     if not tasks:
         return
@@ -138,69 +124,22 @@ def _run_stage(
     limits = CollectWorkers(**spec.workers.model_dump(exclude={"memory"}))
     controller = Controller(tasks, len(tasks), num_workers(limits), limits, memory_fields="workers.memory")
     total = plan.num_buckets if stage.level == 0 else plan.num_tasks(stage.level)
-    with progress.task(name, unit="tasks", total=total, done=total - len(tasks)) as task:
-        run = _StageRun(controller, WorkerPool(stage, limits, actor_class, "shuffle"), figures, task, progress)
+    num_reused = total - len(tasks)
+    with progress.task(name, unit="tasks", total=total, done=num_reused) as task:
         try:
-            run.execute()
-        except BaseException:
-            progress.note(
-                f"{name}: stopped; {total - len(tasks) + controller.num_committed} of {total} tasks are done, the same "
-                "command goes on from there"
-            )
-            raise
+            Execution(
+                name=name,
+                controller=controller,
+                pool=WorkerPool(stage, limits, actor_class, "shuffle"),
+                figures=figures,
+                task=task,
+                progress=progress,
+                kept=lambda num_committed: (
+                    f"{name}: stopped; {num_reused + num_committed} of {total} tasks are done, the same command goes "
+                    "on from there"
+                ),
+                amount=lambda _: 1,
+                unit="task",
+            ).run()
         finally:
-            figures.deaths += controller.num_deaths
-
-
-@dataclass
-class _StageRun:
-    """Carries out the controller's decisions for one stage."""
-
-    controller: Controller
-    pool: WorkerPool
-    figures: _Figures
-    task: Task
-    progress: Progress
-
-    def execute(self) -> None:
-        """Until the controller finishes or fails; the actors are gone when this returns, in whatever way."""
-        try:
-            decisions = self.controller.start()
-            while not self._carry_out(decisions):
-                self.task.tick()
-                decisions = []
-                for event, answer in self.pool.wait(POLL_INTERVAL_S):
-                    self._note(event, answer)
-                    decisions.extend(self.controller.apply(event))
-        finally:
-            self.pool.shutdown()
-
-    def _note(self, event: Event, answer: Any) -> None:
-        match event, answer:
-            case UnitCommitted(), Done():
-                self.figures.rows += answer.num_rows
-                self.figures.size_bytes += answer.size_bytes
-                self.task.advance(1, answer.size_bytes)
-            case _, Loaded():
-                self.task.restart_clock()
-            case _:
-                _log.warning("shuffle.%s %s", type(event).__name__, event)
-
-    def _carry_out(self, decisions: list[Decision]) -> bool:
-        """True when the stage is finished. Raises the error of a ``Fail``."""
-        for decision in decisions:
-            match decision:
-                case StartWorker(worker=worker):
-                    self.pool.start(worker)
-                case StopWorker(worker=worker):
-                    self.pool.stop(worker)
-                case LeaseUnit(worker=worker, unit=unit, attempt=attempt):
-                    self.pool.lease(worker, unit, attempt)
-                case RetryUnit(unit=unit, cause=cause):
-                    self.figures.retries += 1
-                    self.progress.note(f"{self.task.name}: task {unit} is tried again: {cause}")
-                case Fail(error=error):
-                    raise error
-                case Finish():
-                    return True
-        return False
+            aside.add(controller.set_aside, lambda task: f"task {task} of {name}")

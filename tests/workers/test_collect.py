@@ -28,6 +28,7 @@ from pipeline.store.reader import Store
 from pipeline.store.sweep import sweep
 from schemas.collect import CollectSpec
 from schemas.errors import BusyError, HookPointError, JobError, MismatchError, MissingError, ResourceError
+from schemas.set_aside import SetAsideRecord
 from workers.cluster import Cluster
 from workers.collect import num_workers, run_collect
 
@@ -159,9 +160,11 @@ def test_what_the_user_must_mend_comes_out_as_it_was_raised(
 
 
 def test_a_unit_that_always_fails_is_named(make_spec: Callable[..., CollectSpec], tmp_path: Path) -> None:
-    spec = make_spec(tmp_path / "store", workers={"num_workers": 1, "max_attempts": 2})
+    spec = make_spec(tmp_path / "store", workers={"num_workers": 1, "max_attempts": 2, "max_set_aside": 0})
     with pytest.raises(JobError, match=r"unit 0 failed 2 times.*always in unit 0"):
         run_collect(spec, actor_class=faults.failing_collector("bug"))
+    (unit,) = SetAsideRecord.model_validate_json((tmp_path / "store.set_aside.json").read_text()).units
+    assert (unit.unit, unit.errors, unit.deaths) == (0, 2, 0)
 
 
 def test_an_unknown_hook_point_names_the_nearest(make_spec: Callable[..., CollectSpec], tmp_path: Path) -> None:

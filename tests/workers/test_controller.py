@@ -11,14 +11,16 @@ from hypothesis import strategies as st
 
 from schemas.collect import CollectWorkers
 from schemas.errors import HeadworksError, JobError, ResourceError, UnreachableError
-from workers.controller import (
-    Controller,
+from workers.controller import Controller
+from workers.decisions import (
+    CapacityChanged,
     Decision,
     Event,
     Fail,
     Finish,
     LeaseUnit,
     RetryUnit,
+    SetAside,
     StartWorker,
     StopWorker,
     UnitCommitted,
@@ -39,6 +41,7 @@ class SimulatedPool:
         self.commits: dict[int, int] = defaultdict(int)
         self.attempts: dict[int, list[int]] = defaultdict(list)
         self.retries: list[RetryUnit] = []
+        self.set_aside: list[SetAside] = []
         self.error: HeadworksError | None = None
         self.is_finished = False
         self.carry_out(controller.start())
@@ -55,10 +58,13 @@ class SimulatedPool:
                     self._forget(worker)
                 case LeaseUnit(worker=worker, unit=unit, attempt=attempt):
                     assert unit not in self.leased, "one lease at a time"
+                    assert unit not in [one.unit for one in self.set_aside], "nobody tries it again"
                     self.leases[worker].append(unit)
                     self.attempts[unit].append(attempt)
                 case RetryUnit():
                     self.retries.append(decision)
+                case SetAside():
+                    self.set_aside.append(decision)
                 case Fail(error=error):
                     self.error = error
                 case Finish():
@@ -115,31 +121,42 @@ def pool_of(num_units: int, num_workers: int, **limits: int) -> SimulatedPool:
         units_in_flight=st.integers(1, 3),
         max_attempts=st.integers(1, 3),
         max_worker_deaths=st.integers(0, 5),
+        max_unit_deaths=st.integers(1, 3),
+        max_set_aside=st.integers(0, 3),
+        max_preemptions=st.integers(0, 4),
     ),
 )
 def test_any_interleaving_ends_with_each_unit_once_or_an_error(
     data: st.DataObject, num_units: int, num_workers: int, limits: CollectWorkers
 ) -> None:
     pool = SimulatedPool(Controller(range(num_units), num_units, num_workers, limits))
+    capacity = num_workers
     for _ in range(600):
         if pool.is_over:
             break
         assert pool.workers, "somebody must be there to go on"
         assert all(len(units) <= limits.units_in_flight for units in pool.leases.values())
+        assert len(pool.loading) <= max(0, capacity - len(pool.leases)) or not pool.loading
         worker = data.draw(st.sampled_from(pool.workers))
         # Mostly progress, so that long runs are reached; the rest is what can go wrong at this place.
-        luck = data.draw(st.integers(0, 9))
+        luck = data.draw(st.integers(0, 12))
         if luck == 0:
-            pool.tell(WorkerDied(worker, "killed"))
+            pool.tell(WorkerDied(worker, "killed", is_preempted=data.draw(st.booleans())))
+        elif luck == 2:
+            capacity = data.draw(st.integers(1, 5))
+            pool.carry_out(pool.controller.apply(CapacityChanged(capacity)))
         elif worker in pool.loading:
             pool.tell(WorkerFailed(worker, RuntimeError("load")) if luck == 1 else WorkerReady(worker))
         elif pool.leases[worker]:
             unit = pool.leases[worker][0]
             pool.tell(UnitFailed(worker, unit, RuntimeError("x")) if luck == 1 else UnitCommitted(worker, unit))
     assert pool.is_over
+    given_up = [one.unit for one in pool.set_aside]
+    assert pool.controller.set_aside == pool.set_aside
     if pool.is_finished:
-        assert dict(pool.commits) == dict.fromkeys(range(num_units), 1)
+        assert sorted([*pool.commits, *given_up]) == list(range(num_units)), "committed or set aside, never both"
         assert not pool.leased
+        assert len(given_up) <= limits.max_set_aside
     else:
         assert isinstance(pool.error, JobError)
     assert all(count == 1 for count in pool.commits.values())
@@ -198,18 +215,117 @@ def test_a_lone_worker_tries_its_own_failure_again() -> None:
     assert pool.leases == {0: [100]}
 
 
-def test_too_many_errors_of_one_unit_fail_the_job_by_name() -> None:
-    pool = pool_of(3, 1, units_in_flight=1, max_attempts=2)
+def test_a_unit_that_always_raises_is_set_aside_and_the_rest_goes_on() -> None:
+    pool = pool_of(4, 1, units_in_flight=1, max_attempts=2)
     pool.ready()
-    for _ in range(2):
-        pool.tell(UnitFailed(0, 100, RuntimeError("shape")))
+    pool.tell(UnitFailed(0, 100, RuntimeError("shape")))
+    pool.tell(UnitFailed(0, 100, RuntimeError("shape"), "Traceback: shape"))
+    assert pool.set_aside == [SetAside(100, 2, 0, "RuntimeError: shape", "Traceback: shape")]
+    for unit in (101, 102, 103):
+        pool.tell(UnitCommitted(0, unit))
+    assert pool.is_finished
+    assert pool.attempts[100] == [0, 1]
+
+
+def test_a_unit_that_came_back_twice_waits_until_the_others_are_done() -> None:
+    pool = pool_of(3, 1, units_in_flight=1, max_attempts=3)
+    pool.ready()
+    pool.tell(UnitFailed(0, 100, RuntimeError("x")))
+    assert pool.leases == {0: [100]}, "once may be bad luck"
+    pool.tell(UnitFailed(0, 100, RuntimeError("x")))
+    assert pool.leases == {0: [101]}
+    pool.tell(UnitCommitted(0, 101))
+    pool.tell(UnitCommitted(0, 102))
+    assert pool.leases == {0: [100]}
+
+
+def test_too_many_units_set_aside_fail_the_job_by_name() -> None:
+    pool = pool_of(5, 1, units_in_flight=1, max_attempts=1, max_set_aside=1)
+    pool.ready()
+    for unit in (100, 101):
+        pool.tell(UnitFailed(0, unit, RuntimeError("shape")))
     assert isinstance(pool.error, JobError)
-    assert "unit 100 failed 2 times" in str(pool.error)
+    assert "unit 101 failed 1 times" in str(pool.error)
+    assert "[100, 101]" in str(pool.error)
     assert "RuntimeError: shape" in str(pool.error)
 
 
+def test_a_unit_that_kills_its_workers_is_set_aside_at_its_own_cost() -> None:
+    pool = pool_of(9, 1, units_in_flight=2, max_unit_deaths=2, max_worker_deaths=2)
+    pool.ready()
+    pool.tell(UnitCommitted(0, 100))
+    for poison in (101, 103, 105):
+        for _ in range(2):
+            while pool.loading:
+                pool.ready()
+            worker = pool.workers[0]
+            while pool.leases[worker][0] != poison:
+                pool.tell(UnitCommitted(worker, pool.leases[worker][0]))
+            pool.tell(WorkerDied(worker, "SIGSEGV"))
+    assert [one.unit for one in pool.set_aside] == [101, 103, 105]
+    assert pool.set_aside[0].deaths == 2
+    assert "died: SIGSEGV" in pool.set_aside[0].cause
+    pool.ready()
+    while not pool.is_over:
+        pool.tell(UnitCommitted(pool.workers[0], pool.leases[pool.workers[0]][0]))
+    assert pool.is_finished
+    assert len(pool.commits) == 6
+    assert pool.controller.num_deaths == 6
+
+
+def test_where_nothing_was_ever_committed_deaths_are_not_the_units_fault() -> None:
+    pool = pool_of(9, 1, units_in_flight=1, max_unit_deaths=2, max_worker_deaths=3)
+    while not pool.is_over:
+        pool.ready()
+        pool.tell(WorkerDied(pool.workers[0], "killed for its memory"))
+    assert "4 workers died" in str(pool.error)
+    assert "unit 100 during 2 of them" in str(pool.error)
+    assert "unit 101 during 2 of them" in str(pool.error)
+
+
+def test_nodes_that_go_away_cost_no_other_budget() -> None:
+    pool = pool_of(2, 1, units_in_flight=1, max_worker_deaths=0, max_unit_deaths=1, max_preemptions=5)
+    for _ in range(5):
+        pool.ready()
+        pool.tell(WorkerDied(pool.workers[0], "node died", is_preempted=True))
+    assert not pool.is_over
+    assert (pool.controller.num_preemptions, pool.controller.num_deaths) == (5, 0)
+    pool.ready()
+    pool.tell(WorkerDied(pool.workers[0], "node died", is_preempted=True))
+    assert "6 workers were lost with their nodes" in str(pool.error)
+
+
+def test_workers_are_started_when_nodes_join_as_far_as_there_is_work() -> None:
+    pool = pool_of(5, 1, units_in_flight=1)
+    pool.ready()
+    pool.carry_out(pool.controller.apply(CapacityChanged(3)))
+    assert pool.loading == [1, 2]
+    pool.carry_out(pool.controller.apply(CapacityChanged(30)))
+    assert pool.loading == [1, 2, 3, 4], "one for each unit that nobody has"
+
+
+def test_workers_that_wait_for_room_are_withdrawn_when_nodes_leave() -> None:
+    pool = pool_of(9, 3, units_in_flight=1)
+    pool.tell(WorkerReady(0))
+    pool.carry_out(pool.controller.apply(CapacityChanged(1)))
+    assert pool.workers == [0]
+    pool.tell(WorkerDied(0, "its node went", is_preempted=True))
+    assert pool.workers == [3], "replaced, for something must be left that waits for nodes"
+    pool.carry_out(pool.controller.apply(CapacityChanged(0)))
+    assert pool.workers == [3]
+
+
+def test_those_that_compute_are_never_withdrawn() -> None:
+    pool = pool_of(9, 3, units_in_flight=1)
+    pool.ready()
+    pool.carry_out(pool.controller.apply(CapacityChanged(1)))
+    assert pool.workers == [0, 1, 2]
+    pool.tell(WorkerDied(1, "killed"))
+    assert pool.workers == [0, 2], "no longer replaced"
+
+
 def test_deaths_do_not_use_up_the_attempts_of_a_unit() -> None:
-    pool = pool_of(1, 1, max_attempts=1, max_worker_deaths=3)
+    pool = pool_of(1, 1, max_attempts=1, max_worker_deaths=3, max_unit_deaths=4)
     for _ in range(3):
         pool.ready()
         pool.tell(WorkerDied(pool.workers[0], "preempted"))
