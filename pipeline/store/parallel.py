@@ -14,10 +14,17 @@ from contextlib import contextmanager
 from functools import cache
 from itertools import islice
 from threading import BoundedSemaphore
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+
+
+class MapBlocks(Protocol):
+    """``map`` over one list, or the same on several threads: results in order, whoever computes them."""
+
+    def __call__(self, function: Callable[[Item], Result], blocks: Iterable[Item], /) -> Iterable[Result]: ...
+
 
 PART_BYTES = 8 * 2**20
 UPLOAD_BYTES = 16 * 2**20

@@ -12,7 +12,7 @@ Source: Zarr v3 core, sharding_indexed codec 1.0, https://zarr-specs.readthedocs
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -22,6 +22,7 @@ from numcodecs import blosc  # type: ignore[import-untyped]
 from pipeline.store import bf16_codec
 from pipeline.store.checksums import Buffer, crc32c
 from pipeline.store.chunks import gather_rows, read_rows
+from pipeline.store.parallel import MapBlocks
 from pipeline.store.sources import Bytes, Source
 from pipeline.store.words import Words
 from schemas.errors import CorruptionError
@@ -65,15 +66,19 @@ class Geometry:
         return -(-num_rows // self.chunk_rows)
 
 
-def encode_shard(words: Words, chunk_rows: int, shard_rows: int, codec: Codec) -> memoryview:
-    """Words [n, D] with 0 < n <= shard_rows -> the bytes of the whole object. Equal words give equal bytes."""
+def encode_shard(words: Words, chunk_rows: int, shard_rows: int, codec: Codec, each: MapBlocks = map) -> memoryview:
+    """Words [n, D] with 0 < n <= shard_rows -> the bytes of the whole object. Equal words give equal bytes.
+
+    ``each`` maps over chunks, which threads may share.
+    """
     num_rows, width = words.shape
     if not 0 < num_rows <= shard_rows or shard_rows % chunk_rows:
         raise ValueError(f"{num_rows} rows do not fit a shard of {shard_rows} rows in chunks of {chunk_rows}")
     geometry = Geometry(chunk_rows, shard_rows, width, words.dtype.newbyteorder("<"), codec)
     source = np.ascontiguousarray(words, dtype=geometry.dtype)
     index = np.full((geometry.places, 2), _ABSENT, dtype="<u8")
-    chunks = [_stored_chunk(source[start : start + chunk_rows], geometry) for start in range(0, num_rows, chunk_rows)]
+    blocks = [source[start : start + chunk_rows] for start in range(0, num_rows, chunk_rows)]
+    chunks = list(each(partial(_stored_chunk, geometry=geometry), blocks))
     # One array of the final size: numpy asks for huge pages, where a buffer that grows spends its time on page faults.
     out = np.empty(sum(len(chunk) + _CRC for chunk in chunks) + geometry.index_bytes, dtype=np.uint8)
     end = 0

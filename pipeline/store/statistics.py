@@ -15,11 +15,12 @@ import math
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import reduce
+from functools import partial, reduce
 
 import numpy as np
 import numpy.typing as npt
 
+from pipeline.store.parallel import MapBlocks
 from pipeline.store.rows import TokenRows
 from pipeline.store.words import Words, to_float32
 from schemas.fields import Dtype
@@ -35,24 +36,28 @@ _BLOCK_ELEMENTS = 2**17
 """Float64 elements at a time, 1 MiB: they stay in the cache from one pass over them to the next."""
 
 
-def measure(words: Words, dtype: Dtype, *, tokens: TokenRows | None = None, outlier_tokens: int = 0) -> HookStatistics:
+def measure(
+    words: Words,
+    dtype: Dtype,
+    *,
+    tokens: TokenRows | None = None,
+    outlier_tokens: int = 0,
+    each: MapBlocks = map,
+) -> HookStatistics:
     """Of words [T, D]. Rows with a NaN or an infinity are counted and left out of everything else.
 
-    ``outlier_tokens``: how many rows of greatest norm to name, which takes their ``tokens`` [T].
+    ``outlier_tokens``: how many rows of greatest norm to name, which takes their ``tokens`` [T]. ``each`` maps over
+    blocks of rows, which threads may share.
     """
     moments = _Moments.of_nothing(words.shape[1])
     size = max(1, _BLOCK_ELEMENTS // words.shape[1])
     norms, is_finite, num_nan = [np.empty(0)], [np.empty(0, dtype=np.bool_)], 0
-    for start in range(0, len(words), size):
-        block = words[start : start + size]
-        values, finite = finite_rows(block, dtype)
-        squares = np.einsum("td,td->t", values, values)
-        moments.add(values, squares)
-        num_nan += (
-            int(np.isnan(to_float32(block[~finite], dtype)).any(axis=1).sum()) if len(squares) < len(block) else 0
-        )
-        norms.append(np.sqrt(squares))
-        is_finite.append(finite)
+    blocks = [words[start : start + size] for start in range(0, len(words), size)]
+    for block in each(partial(_measured_block, dtype=dtype), blocks):
+        moments.add(block)
+        num_nan += block.num_nan
+        norms.append(block.norms)
+        is_finite.append(block.is_finite)
     all_norms, all_finite = np.concatenate(norms), np.concatenate(is_finite)
     return HookStatistics(
         count=moments.count,
@@ -153,6 +158,34 @@ def finite_rows(words: Words, dtype: Dtype) -> tuple[Vector, npt.NDArray[np.bool
     return (values if is_finite.all() else values[is_finite]), is_finite
 
 
+@dataclass(frozen=True)
+class _Block:
+    """What one block of rows [T, D] adds, n of them finite."""
+
+    count: int
+    """n."""
+    mean: Vector
+    m2: Vector
+    square_sum: float
+    norms: Vector
+    """[n]."""
+    is_finite: npt.NDArray[np.bool_]
+    """[T]."""
+    num_nan: int
+
+
+def _measured_block(words: Words, dtype: Dtype) -> _Block:
+    values, is_finite = finite_rows(words, dtype)
+    squares = np.einsum("td,td->t", values, values)
+    num_nan = 0
+    if len(values) < len(words):
+        num_nan = int(np.isnan(to_float32(words[~is_finite], dtype)).any(axis=1).sum())
+    mean = values.mean(axis=0) if len(values) else np.zeros(words.shape[1])
+    values -= mean
+    m2 = np.einsum("td,td->d", values, values)
+    return _Block(len(values), mean, m2, float(squares.sum()), np.sqrt(squares), is_finite, num_nan)
+
+
 @dataclass
 class _Moments:
     """Count, mean and squared deviations of the blocks so far."""
@@ -166,16 +199,13 @@ class _Moments:
     def of_nothing(cls, width: int) -> _Moments:
         return cls(0, np.zeros(width), np.zeros(width), 0.0)
 
-    def add(self, values: Vector, squares: Vector) -> None:
-        """Of finite rows [n, D], which are changed, and their squared norms [n]."""
-        if not len(values):
+    def add(self, block: _Block) -> None:
+        """The rows that follow."""
+        if not block.count:
             return
-        mean = values.mean(axis=0)
-        values -= mean
-        m2 = np.einsum("td,td->d", values, values)
-        self.mean, self.m2 = _merged_moments(self.count, self.mean, self.m2, len(values), mean, m2)
-        self.count += len(values)
-        self.square_sum += float(squares.sum())
+        self.mean, self.m2 = _merged_moments(self.count, self.mean, self.m2, block.count, block.mean, block.m2)
+        self.count += block.count
+        self.square_sum += block.square_sum
 
 
 def _merged_moments(

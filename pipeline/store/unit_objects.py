@@ -24,6 +24,7 @@ from pipeline.store.arrow_file import ArrowFile, ArrowGeometry, Located, encode_
 from pipeline.store.checksums import crc32c_hex, crc32c_of_chunks
 from pipeline.store.chunks import RowReader
 from pipeline.store.objects import Data, Objects
+from pipeline.store.parallel import MapBlocks
 from pipeline.store.rounding import Scales, dequantise, quantise, row_scales
 from pipeline.store.shard import Geometry, ShardReader, encode_shard, stored_chunk_crcs
 from pipeline.store.sources import Source, open_source
@@ -153,14 +154,16 @@ class UnitObjects:
         if got != receipt.crc32c:
             raise CorruptionError(f"{source.key}: CRC-32C of its chunks: expected {receipt.crc32c}, got {got}")
 
-    def encode(self, array: Words | StoredRows) -> EncodedRows:
+    def encode(self, array: Words | StoredRows, each: MapBlocks = map) -> EncodedRows:
         """The objects of words [n, D], of float32 values [n, D] that a lossy store rounds, or of rows that were rounded
-        before, as they are at an empty place. Computes only, and shares memory with ``array``."""
+        before, as they are at an empty place. Computes only, and shares memory with ``array``. ``each`` maps over
+        chunks."""
         rows = self._rounded(array)
         if self.record.layout == "arrow":
             file = self._encoded_arrow(rows)
             return EncodedRows(array, rows, {self.hook: file}, {self.hook: self._arrow_receipt(file)})
-        shards = {self.hook: self._encoded_shard(self.hook, rows.words, layout.geometry(self.record, self.width))}
+        geometry = layout.geometry(self.record, self.width)
+        shards = {self.hook: self._encoded_shard(self.hook, rows.words, geometry, each)}
         if rows.scales is not None:
             name = layout.scales_name(self.hook)
             shards[name] = self._encoded_shard(name, rows.scales[:, None], layout.scale_geometry(self.record))
@@ -214,8 +217,10 @@ class UnitObjects:
                 "`headworks store gc`, and run the job again"
             )
 
-    def _encoded_shard(self, name: str, words: Words, geometry: Geometry) -> tuple[memoryview, ObjectReceipt]:
-        data = encode_shard(words, geometry.chunk_rows, geometry.shard_rows, geometry.codec)
+    def _encoded_shard(
+        self, name: str, words: Words, geometry: Geometry, each: MapBlocks = map
+    ) -> tuple[memoryview, ObjectReceipt]:
+        data = encode_shard(words, geometry.chunk_rows, geometry.shard_rows, geometry.codec, each)
         return data, self._shard_receipt(name, data, geometry)
 
     def _shard_receipt(self, name: str, data: Data, geometry: Geometry) -> ObjectReceipt:

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from pipeline.store.comoments import Matrix, comoments, comoments_name, packed, put_comoments
+from pipeline.store.parallel import MapBlocks
 from pipeline.store.rounding import rounding_error
 from pipeline.store.rows import TokenRows
 from pipeline.store.statistics import measure
@@ -57,10 +58,13 @@ class UnitPart:
     tokens: TokenRows
     """The unit's n rows."""
 
-    def encode(self, array: Words | StoredRows, rounding: Rounding | None = None) -> EncodedPart:
-        """``array``, ``rounding``: as ``StoreWriter.write_unit`` takes them."""
-        encoded = self.of.encode(array)
-        return EncodedPart(encoded, self._measured(array, encoded.rows, rounding), rounding)
+    def encode(
+        self, array: Words | StoredRows, rounding: Rounding | None = None, *, each: MapBlocks = map
+    ) -> EncodedPart:
+        """``array``, ``rounding``: as ``StoreWriter.write_unit`` takes them. ``each`` maps over blocks of rows, which
+        threads may share; the result is the same."""
+        encoded = self.of.encode(array, each)
+        return EncodedPart(encoded, self._measured(array, encoded.rows, rounding, each), rounding)
 
     def create(self, part: EncodedPart) -> WrittenPart:
         """Create the objects, or take over what an earlier attempt left and describe that."""
@@ -73,12 +77,14 @@ class UnitPart:
             receipts[comoments_name(hook)] = put_comoments(self.of.objects, self.of.unit, hook, measured.comoments)
         return WrittenPart(receipts, measured.statistics)
 
-    def _measured(self, array: Words | StoredRows, rows: StoredRows, rounding: Rounding | None) -> Measured:
+    def _measured(
+        self, array: Words | StoredRows, rows: StoredRows, rounding: Rounding | None, each: MapBlocks = map
+    ) -> Measured:
         """Of readable words, or of a lossy store of the values that readers will see."""
         record = self.of.record
         dtype: Dtype = "float32" if record.lossy else record.dtype
         read: Words = rows.values(record.dtype) if record.lossy else rows.words
-        found = measure(read, dtype, tokens=self.tokens, outlier_tokens=self.pass_record.outlier_tokens)
+        found = measure(read, dtype, tokens=self.tokens, outlier_tokens=self.pass_record.outlier_tokens, each=each)
         if record.lossy and not isinstance(array, StoredRows):
             found = found.model_copy(update={"rounding": rounding_error(array, read)})
         if rounding is not None:
