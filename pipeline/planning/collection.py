@@ -52,8 +52,11 @@ class _Missing:
     units: list[int]
 
 
-def plan_collection(spec: CollectSpec, assumptions: PlanAssumptions, *, measured: bool) -> tuple[JobPlan, PlannedStore]:
-    """``measured``: where no rate is given, run the real model for a few seconds.
+def plan_collection(
+    spec: CollectSpec, assumptions: PlanAssumptions, *, measured: bool, table: PlannedTable | None = None
+) -> tuple[JobPlan, PlannedStore]:
+    """``measured``: where no rate is given, run the real model for a few seconds. ``table``: the job's own, digested,
+    where the caller has it.
 
     Raises:
         MismatchError: the store or table at the output was made from other facts. HookPointError, ModelError,
@@ -61,7 +64,7 @@ def plan_collection(spec: CollectSpec, assumptions: PlanAssumptions, *, measured
     """
     objects = Objects(spec.output)
     is_there = objects.exists(layout.ROOT)
-    table = planned_table(spec, digested=is_there)
+    table = table or planned_table(spec, digested=is_there)
     notes: list[str] = []
     forward = _sketch(spec, table, notes)
     wanted, found = _missing(spec, table, forward.widths, objects if is_there else None)
