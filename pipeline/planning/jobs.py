@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from pydantic import ValidationError
 
+from pipeline.collection.snapshots import require_snapshots, snapshot_jobs
 from pipeline.planning.collection import PlannedStore, plan_collection
 from pipeline.planning.sizes import LEAST_SHARE
 from pipeline.planning.space import disk_of, require_quota
+from pipeline.planning.table import PlannedTable, planned_table
 from pipeline.planning.training import plan_training
 from pipeline.spec_errors import explained
 from pipeline.spec_file import parse_yaml
 from pipeline.spec_paths import anchored
+from pipeline.store import layout
+from pipeline.store.joined import group_urls
 from pipeline.store.objects import Objects
+from pipeline.training.points import points_of
 from schemas.collect import CollectSpec
 from schemas.errors import MissingError, ResourceError, SpecError
 from schemas.fields import about_bytes
@@ -36,20 +41,55 @@ def plan(job: AnyJob, assumptions: PlanAssumptions, *, measured: bool = False) -
     job = anchored(job, Path.cwd())
     jobs = job.resolved() if isinstance(job, PipelineSpec) else [job]
     stores: dict[str, PlannedStore] = {}
+    groups: dict[str, dict[str, str]] = {}
+    collections: list[CollectSpec] = []
     plans: list[JobPlan] = []
     for each in jobs:
         if isinstance(each, CollectSpec):
-            one, store = plan_collection(each, assumptions, measured=measured)
-            stores[each.output.rstrip("/")] = store
-        elif isinstance(each, TrainSpec):
-            one = plan_training(each, stores, assumptions)
+            singles, table = _singles(each, groups)
+            for single in singles:
+                one, store = plan_collection(single, assumptions, measured=measured, table=table)
+                stores[single.output.rstrip("/")] = store
+                collections.append(single)
+                plans.append(one)
+            continue
+        if isinstance(each, TrainSpec):
+            one = plan_training(_of_members(each, stores, groups), stores, assumptions)
         else:
             one = JobPlan(name=each.name, kind=each.kind, output=each.output, notes=["not planned"])
             if isinstance(each, ShuffleSpec) and (source := stores.get(each.store.rstrip("/"))) is not None:
                 stores[each.output.rstrip("/")] = source
         plans.append(one)
-    _require_room([each for each in jobs if isinstance(each, CollectSpec)], plans)
+    _require_room(collections, plans)
     return _summed(plans, assumptions)
+
+
+def _singles(spec: CollectSpec, groups: dict[str, dict[str, str]]) -> tuple[list[CollectSpec], PlannedTable | None]:
+    """The jobs over one model each and the table that they share, None of a job over one model; notes a group."""
+    if not spec.is_group:
+        return [spec], None
+    members = snapshot_jobs(spec)
+    require_snapshots(spec, members)
+    groups[spec.output.rstrip("/")] = {name: one.output for name, one in members.items()}
+    table = planned_table(spec, digested=any(_is_store(one.output) for one in members.values()))
+    return [*members.values()], table
+
+
+def _of_members(
+    spec: TrainSpec, planned: Mapping[str, PlannedStore], groups: Mapping[str, dict[str, str]]
+) -> TrainSpec:
+    """The same job with the stores that it reads of a group, planned or there, in the group's place."""
+    if not isinstance(spec.store, str) or spec.store.rstrip("/") in planned or _is_store(spec.store):
+        return spec
+    urls = groups.get(spec.store.rstrip("/")) or group_urls(spec.store)
+    if not urls:
+        return spec
+    used = {point.partition("/")[0] for point in points_of(spec)}
+    return spec.model_copy(update={"store": {name: url for name, url in urls.items() if name in used} or urls})
+
+
+def _is_store(url: str) -> bool:
+    return Objects(url).exists(layout.ROOT)
 
 
 def read_assumptions(path: str | os.PathLike[str]) -> PlanAssumptions:

@@ -13,6 +13,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "collection"))
 from small_job import HOOKS, WIDTH, built_table, save_corpus, save_model, small_spec
 
 from pipeline.collection.prepare import prepare
+from pipeline.collection.snapshots import snapshot_jobs
 from pipeline.collection.unit import UnitCollector
 from pipeline.planning.collection import plan_collection
 from pipeline.planning.jobs import plan
@@ -210,3 +211,35 @@ def test_what_does_not_fit_on_the_disk_is_refused(pipeline: PipelineSpec, monkey
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=10_000))
     with pytest.raises(ResourceError, match=r"9\.77 KiB free, the plan needs .*collect"):
         plan(pipeline, NOTHING)
+
+
+def test_a_plan_of_snapshots_sums_over_them_and_feeds_a_training(spec: CollectSpec, tmp_path: Path) -> None:
+    """One is collected already: what is left is that of the other two, each as planned alone."""
+    facts = spec.model_dump(mode="json") | {"output": str(tmp_path / "group")}
+    snapshots = {"a": {}, "b": {"dtype": "bfloat16"}, "c": {"dtype": "float16"}}
+    group = CollectSpec.model_validate(facts | {"snapshots": snapshots})
+    jobs = snapshot_jobs(group)
+    collect(jobs["a"])
+    found = plan(group, NOTHING)
+    stores = [one.store for one in found.jobs if one.store is not None]
+    alone = [planned(one).store for one in jobs.values()]
+    assert stores == alone
+    assert [store.units for store in stores] == [0, stores[1].units, stores[1].units]
+    assert stores[1].units > 0
+    assert found.size_bytes == sum(store.size_bytes.value for store in stores)
+    source = HOOKS[0]
+    train = {
+        "kind": "train", "store": "${collect}", "output": str(tmp_path / "trained"),
+        "dictionaries": [
+            {"name": "d", "sources": [f"{name}/{source}" for name in "ac"], "num_latents": 8,
+             "activation": {"kind": "topk", "k": 2}},
+        ],
+    }  # fmt: skip
+    pipeline = {"kind": "pipeline", "jobs": [group.model_dump(mode="json"), train], "output": str(tmp_path)}
+    *_, last = plan(PipelineSpec.model_validate(pipeline), NOTHING).jobs
+    assert last.train is not None
+    rows = stores[1].rows.value
+    assert last.train.read_bytes == pytest.approx(last.train.epochs * rows * 2 * 2 * WIDTH)
+    train["dictionaries"][0]["sources"] = [f"d/{source}"]
+    with pytest.raises(MismatchError, match="did you mean 'c/"):
+        plan(PipelineSpec.model_validate(pipeline), NOTHING)
