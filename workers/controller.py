@@ -8,10 +8,13 @@ Budgets, each for what it says something about:
 
 * Errors of the code are counted for each unit (``max_attempts``). A unit that has used them up is set aside, and the
   rest goes on; too many of those (``max_set_aside``) end the job.
-* Deaths of worker processes are counted for the unit that was being computed (``max_unit_deaths``: it is set aside as
-  well) and for the whole job (``max_worker_deaths``). Those of a unit that is set aside are taken off the job's, unless
-  nothing was committed yet: then the units are not to blame.
+* Deaths of worker processes are counted for the units that the worker had (``max_unit_deaths``: such a unit is set
+  aside as well) and for the whole job (``max_worker_deaths``). Those of a unit that is set aside are taken off the
+  job's, unless nothing was committed yet: then the units are not to blame.
 * Workers whose node has gone (``max_preemptions``) are counted against nothing else.
+
+A unit that came back with blame is tried again at once, for readers may wait for it, but alone: where it fails again,
+no other unit was there.
 
 An error that the user must mend (a ``UserError``: full disk, wrong hook point) fails the job at once, for trying again
 cannot help; a service that does not answer (``UnreachableError``) may do so the next time and is tried again.
@@ -45,9 +48,6 @@ from workers.decisions import (
     WorkerReady,
 )
 
-_SUSPECT = 2
-"""A unit that came back as often was hardly unlucky: it waits until the others are done."""
-
 
 @dataclass
 class _History:
@@ -61,10 +61,14 @@ class _History:
     avoid: int = -1
     """The worker that should not be the next to try it; -1: any may."""
 
+    @property
+    def is_suspect(self) -> bool:
+        return self.errors + self.deaths > 0
+
 
 @dataclass
 class _Worker:
-    """``units`` in the order of their leases: the first is being computed, the others wait."""
+    """``units`` in the order of their leases."""
 
     ready: bool = False
     units: list[int] = field(default_factory=list)
@@ -93,7 +97,6 @@ class Controller:
         self._capacity = num_workers
         self._limits = limits
         self._returned: deque[int] = deque()
-        self._suspects: deque[int] = deque()
         self._histories: dict[int, _History] = {}
         self._workers: dict[int, _Worker] = {}
         self._num_loading = 0
@@ -177,11 +180,10 @@ class Controller:
     def _died(self, event: WorkerDied) -> list[Decision]:
         units = self._forget(event.worker)
         decisions: list[Decision] = []
-        for place, unit in enumerate(units):
+        for unit in units:
             history = self._histories.setdefault(unit, _History())
             cause = f"worker {event.worker} died: {event.reason}"
-            # Only the first was being computed; the waiting ones are innocent of the death.
-            if place == 0 and not event.is_preempted:
+            if not event.is_preempted:
                 history.deaths += 1
                 history.cause = cause
             if history.deaths >= self._limits.max_unit_deaths:
@@ -225,9 +227,7 @@ class Controller:
         )
 
     def _returns(self, unit: int, cause: str) -> list[Decision]:
-        history = self._histories[unit]
-        is_suspect = history.errors + history.deaths >= _SUSPECT
-        (self._suspects if is_suspect else self._returned).append(unit)
+        self._returned.append(unit)
         return [RetryUnit(unit, cause)]
 
     def _put_aside(self, unit: int) -> list[Decision]:
@@ -295,7 +295,7 @@ class Controller:
 
     @property
     def _num_unleased(self) -> int:
-        return self._num_fresh + len(self._returned) + len(self._suspects)
+        return self._num_fresh + len(self._returned)
 
     def _leases(self, free: list[int]) -> list[Decision]:
         """Fill the workers breadth first: every worker computes before any has a unit waiting."""
@@ -310,7 +310,7 @@ class Controller:
         return leases
 
     def _lease(self, name: int, worker: _Worker) -> list[Decision]:
-        unit = self._take(name)
+        unit = self._take(name, worker)
         if unit is None:
             return []
         worker.units.append(unit)
@@ -321,23 +321,25 @@ class Controller:
         history.attempts += 1
         return [LeaseUnit(name, unit, history.attempts)]
 
-    def _take(self, name: int) -> int | None:
-        """Units that came back go first, suspects last; one that raised goes to another worker, if there is one."""
-        unit = self._take_from(self._returned, name)
-        if unit is None and self._num_fresh:
-            self._num_fresh -= 1
-            return next(self._fresh)
-        return self._take_from(self._suspects, name) if unit is None else unit
-
-    def _take_from(self, queue: deque[int], name: int) -> int | None:
-        if not queue:
+    def _take(self, name: int, worker: _Worker) -> int | None:
+        """Units that came back go first; one that raised goes to another worker, if there is one; suspects go alone."""
+        if any(self._is_suspect(unit) for unit in worker.units):
             return None
-        is_alone = len(self._workers) - self._num_loading == 1
-        for place, unit in enumerate(queue):
-            if is_alone or self._histories[unit].avoid != name:
-                del queue[place]
+        is_only_one = len(self._workers) - self._num_loading == 1
+        for place, unit in enumerate(self._returned):
+            if is_only_one or self._histories[unit].avoid != name:
+                if worker.units and self._is_suspect(unit):
+                    return None  # it is this worker's next, as soon as it has no other
+                del self._returned[place]
                 return unit
-        return None
+        if not self._num_fresh:
+            return None
+        self._num_fresh -= 1
+        return next(self._fresh)
+
+    def _is_suspect(self, unit: int) -> bool:
+        history = self._histories.get(unit)
+        return history is not None and history.is_suspect
 
 
 def described(error: BaseException) -> str:
