@@ -13,6 +13,8 @@ from schemas.retention import RetentionSpec
 from schemas.snapshots import Snapshots
 from schemas.workers import WorkerLimits
 
+Placement = Literal["auto", "replica", "stages", "tensor"]
+
 
 class Storage(Spec):
     """How activations are laid out. Decides bytes, so it is part of the store's identity."""
@@ -70,10 +72,30 @@ class CollectWorkers(WorkerLimits):
 
     num_workers: NonNegativeInt = 0
     """Model replicas; 0: as many as the cluster's CPUs or GPUs allow, more when nodes join, fewer when they leave."""
+    placement: Placement = "auto"
+    """Where a replica is. ``replica``: whole in one process. ``stages``: contiguous blocks of the network in several
+    processes, which hand on the hidden state; the same bytes. ``tensor``: every matrix split over several processes of
+    one node; low bits differ, so it is part of what the store says of these hook points. ``auto``: the first of
+    ``replica``, ``tensor`` (on GPUs) and ``stages`` that the memory allows; ``headworks plan`` says which and why."""
+    processes_per_replica: NonNegativeInt = 0
+    """Processes of a replica that is placed in ``stages`` or by ``tensor``; 0: as few as the memory allows, 2 at
+    least."""
     cpus_per_worker: Annotated[float, Field(gt=0)] = 1
-    """CPU cores (and torch threads) of one replica."""
+    """CPU cores (and torch threads) of one process of a replica."""
     gpus_per_worker: Annotated[float, Field(ge=0)] = 0
-    """GPUs of one replica."""
+    """GPUs of one process of a replica."""
+
+    @model_validator(mode="after")
+    def _several_processes(self) -> Self:
+        several = self.placement in ("stages", "tensor")
+        if self.processes_per_replica > 1 and not several:
+            raise ValueError(
+                f"processes_per_replica ({self.processes_per_replica}) goes with placement stages or tensor; placement "
+                f"is {self.placement}"
+            )
+        if self.processes_per_replica == 1 and several:
+            raise ValueError(f"placement {self.placement} takes several processes; processes_per_replica is 1")
+        return self
 
 
 class CollectSpec(Spec):

@@ -128,6 +128,8 @@ class PassRecord(Spec):
     """Whether every unit has the co-moments of its channels as an object of its own."""
     outlier_tokens: NonNegativeInt = 0
     """Rows of greatest norm that the statistics name for each hook point."""
+    tensor_parallel: PositiveInt = 1
+    """Processes over which every matrix product was split; more than one changes low bits."""
 
 
 class Shuffled(Spec):

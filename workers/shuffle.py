@@ -28,6 +28,7 @@ from workers.execution import Execution, Figures
 from workers.pool import Loaded, WorkerPool, num_workers
 from workers.progress import Progress
 from workers.set_aside import GivenUp, given_up
+from workers.telemetry import Telemetry
 
 
 @dataclass(frozen=True)
@@ -121,8 +122,9 @@ def _run_stage(
         return
     spec, plan = stage.job.spec, stage.job.plan
     name = f"{spec.name}: pass {stage.level or plan.num_passes} of {plan.num_passes}"
-    limits = CollectWorkers(**spec.workers.model_dump(exclude={"memory"}))
+    limits = CollectWorkers(placement="replica", **spec.workers.model_dump(exclude={"memory"}))
     controller = Controller(tasks, len(tasks), num_workers(limits), limits, memory_fields="workers.memory")
+    told = Telemetry(spec.name, spec.output, len(tasks), progress.events)
     total = plan.num_buckets if stage.level == 0 else plan.num_tasks(stage.level)
     num_reused = total - len(tasks)
     with progress.task(name, unit="tasks", total=total, done=num_reused) as task:
@@ -140,6 +142,8 @@ def _run_stage(
                 ),
                 amount=lambda _: 1,
                 unit="task",
+                observers=(told,),
             ).run()
         finally:
+            told.ended()
             aside.add(controller.set_aside, lambda task: f"task {task} of {name}")

@@ -57,6 +57,8 @@ class CollectPass:
     table_url: str
     hook_points: tuple[str, ...]
     num_rows: int
+    tensor_parallel: int = 0
+    """Processes over which matrix products are split, of a pass that was begun; 0: of a new one, as its workers say."""
 
     @property
     def num_units(self) -> int:
@@ -70,8 +72,13 @@ class CollectPass:
             MismatchError: the store at the output has another identity, or other widths.
         """
         chosen = {hook: widths[hook] for hook in self.hook_points}
+        workers = self.spec.workers
+        split = workers.processes_per_replica if workers.placement == "tensor" else 1
         pass_record = PassRecord(
-            hook_points=chosen, batch_tokens=self.spec.batch_tokens, **self.spec.statistics.model_dump()
+            hook_points=chosen,
+            batch_tokens=self.spec.batch_tokens,
+            tensor_parallel=self.tensor_parallel or split,
+            **self.spec.statistics.model_dump(),
         )
         return StoreWriter.open(self.spec.output, self.record, pass_record, num_rows=self.num_rows)
 
@@ -208,6 +215,22 @@ def require_same_batches(spec: CollectSpec, found: Mapping[str, PassRecord]) -> 
                 where=f"{sorted(shared)} in the store at {spec.output}",
                 remedy=f"Set batch_tokens to {one.batch_tokens}, statistics to {statistics}, or choose another output.",
             )
+            _require_same_split(spec, one, sorted(shared))
+
+
+def _require_same_split(spec: CollectSpec, one: PassRecord, hook_points: list[str]) -> None:
+    """Matrix products that are split over another number of processes have other low bits."""
+    workers, split = spec.workers, one.tensor_parallel
+    if workers.placement == "auto":
+        return
+    asked = workers.processes_per_replica if workers.placement == "tensor" else 1
+    if (asked or split) != split or (workers.placement == "tensor") != (split > 1):
+        said = "tensor" if split > 1 else "replica or stages"
+        raise MismatchError(
+            f"{hook_points} in the store at {spec.output} were collected with tensor_parallel: {split}, which decides "
+            f"low bits; this job asks for workers.placement: {workers.placement}, of {asked or 'some'} processes. "
+            f"Choose placement {said}{f' and processes_per_replica {split}' if split > 1 else ''}, or another output."
+        )
 
 
 def _continued(new: CollectPass, record: PassRecord) -> Pending:
@@ -216,6 +239,7 @@ def _continued(new: CollectPass, record: PassRecord) -> Pending:
         "batch_tokens": record.batch_tokens,
         "statistics": StatisticsSpec(covariance=record.covariance, outlier_tokens=record.outlier_tokens),
     }
-    one = replace(new, spec=new.spec.model_copy(update=as_begun), hook_points=tuple(record.hook_points))
+    spec, hook_points = new.spec.model_copy(update=as_begun), tuple(record.hook_points)
+    one = replace(new, spec=spec, hook_points=hook_points, tensor_parallel=record.tensor_parallel)
     committed = one.writer(record.hook_points).committed_units()
     return Pending(one, frozenset(committed), dict(record.hook_points))
