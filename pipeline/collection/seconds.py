@@ -23,6 +23,18 @@ IDLE_SHARE = 0.5
 """A stage that works less than this share of the time does not bind: something outside does."""
 
 
+class _Steps:
+    """A count that never goes back; one lost between two threads does no harm."""
+
+    done = 0
+
+
+def steps_done() -> int:
+    """Steps of any unit (a batch run, a hook point encoded or written) that this process has done: it goes up as long
+    as the process gets on."""
+    return _Steps.done
+
+
 @dataclass
 class StageSeconds:
     """Of one unit; stages may add to it from any thread."""
@@ -36,6 +48,7 @@ class StageSeconds:
 
     def work(self, stage: Stage, seconds: float) -> None:
         """A thread of the stage worked so long."""
+        _Steps.done += 1
         with self._lock:
             self.worked[stage] = self.worked.get(stage, 0.0) + seconds / self.num_threads.get(stage, 1)
 
