@@ -30,6 +30,7 @@ from workers.execution import Execution, Figures
 from workers.pool import Loaded, WorkerPool, num_workers
 from workers.progress import Progress
 from workers.set_aside import GivenUp, given_up
+from workers.telemetry import Telemetry
 from workers.tokenise import map_parts
 
 _log = logging.getLogger(__name__)
@@ -155,6 +156,7 @@ def _run_pass(
         )
 
     controller = Controller(units, len(units), num_workers(limits), limits)
+    told = Telemetry(name, output, len(units), progress.events)
     reused_rows = one.of.num_rows - missing_rows
     with progress.task(f"{name}: activations", total=one.of.num_rows, done=reused_rows) as task:
         try:
@@ -168,8 +170,10 @@ def _run_pass(
                 kept=kept,
                 amount=lambda done: done.num_rows,
                 first_ready=begin,
+                observers=[told],
             ).run()
         finally:
+            told.ended()
             aside.add(controller.set_aside, lambda unit: _what(one.of, unit))
     return widths
 

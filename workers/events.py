@@ -15,6 +15,7 @@ import logging
 import os
 import secrets
 import time
+import traceback
 from collections.abc import Callable
 from typing import Any
 
@@ -25,6 +26,7 @@ from schemas.errors import HeadworksError
 EVENTS = "events.jsonl"
 PART_BYTES = 2**20
 WRITE_INTERVAL_S = 60.0
+_TRACEBACK_CHARS = 8000
 
 _log = logging.getLogger(__name__)
 
@@ -109,6 +111,14 @@ class EventLog:
 def events_name(summary: str) -> str:
     """The name of the file beside a summary: ``store.summary.json`` -> ``store.events.jsonl``."""
     return f"{summary.removesuffix('summary.json')}{EVENTS}"
+
+
+def described(error: BaseException) -> dict[str, str]:
+    """Type, message and, of what is not one of Headworks' own errors, the end of the traceback."""
+    facts = {"error": type(error).__name__, "message": str(error)}
+    if not isinstance(error, HeadworksError):
+        facts["traceback"] = "".join(traceback.format_exception(error))[-_TRACEBACK_CHARS:]
+    return facts
 
 
 def _reopened(folder: str, name: str, job: str, run: str) -> EventLog:

@@ -98,8 +98,8 @@ TRAIN_STEPS = Series("headworks_train_steps_planned", "gauge", "Steps that the j
 TRAIN_ROWS_PER_S = Series(
     "headworks_train_rows_per_s", "gauge", "Rows per second since the last record.", ("job_name",)
 )
-TRAIN_WAIT_SHARE = Series(
-    "headworks_train_wait_share", "gauge", "Share of the time that rank 0 waited for rows.", ("job_name",)
+TRAIN_STALL_SECONDS = Series(
+    "headworks_train_stall_seconds", "counter", "Seconds that rank 0 waited for rows.", ("job_name",)
 )
 TRAIN_RESTARTS = Series("headworks_train_restarts", "counter", "Worker groups started again.", ("job_name",))
 TRAIN_LOSS = Series("headworks_train_loss", "gauge", "Loss of the last batch.", _DICTIONARY)

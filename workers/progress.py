@@ -10,11 +10,14 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 from rich.console import Console
 from rich.progress import BarColumn, TaskID, TextColumn
 from rich.progress import Progress as Bar
+
+if TYPE_CHECKING:
+    from workers.events import EventLog
 
 LINE_INTERVAL_S = 10.0
 
@@ -114,6 +117,13 @@ class Progress:
         self._clock = clock
         self._console = Console(file=stream) if stream is not None and stream.isatty() else None
         self._next_line_s = 0.0
+        self.events: EventLog | None = None
+        """Where machines read what happens; the job that runs sets it."""
+
+    def event(self, name: str, **facts: Any) -> None:
+        """Add a line to the event log, if there is one."""
+        if self.events is not None:
+            self.events.emit(name, **facts)
 
     @contextmanager
     def task(self, name: str, *, unit: str = "tokens", total: int = 0, done: int = 0) -> Iterator[Task]:

@@ -25,9 +25,11 @@ from schemas.pipeline import AnyJob, ClusterSpec, PipelineSpec
 from schemas.shuffle import ShuffleSpec
 from schemas.train import TrainSpec
 from schemas.versions import versions
+from workers import metrics
 from workers.cluster import connect
 from workers.collect import run_collect
 from workers.evaluate import run_evaluate
+from workers.events import EventLog, described, events_name
 from workers.progress import Progress
 from workers.shuffle import run_shuffle
 from workers.snapshots import run_snapshots
@@ -50,6 +52,8 @@ def run_job(job: AnyJob, *, address: str | None = None, progress: Progress | Non
     jobs = job.resolved() if isinstance(job, PipelineSpec) else [job]
     require_hook_points(jobs)
     run = _Run(job, _earlier(job))
+    progress = progress or Progress()
+    progress.events = run.events
     try:
         with connect(job.cluster if isinstance(job, PipelineSpec) else ClusterSpec(), address) as cluster:
             for each in jobs:
@@ -57,7 +61,7 @@ def run_job(job: AnyJob, *, address: str | None = None, progress: Progress | Non
                     require_room(each, cluster)
             for each in jobs:
                 run.write("running")
-                run.add(each, progress or Progress())
+                run.add(each, progress)
     except Exception as error:
         run.write("failed", error=f"{type(error).__name__}: {error}")
         raise
@@ -143,14 +147,34 @@ class _Run:
     results: dict[str, tuple[Job, dict[str, Any]]] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        folder, name = summary_place(self.job)
+        self.events = EventLog(folder, events_name(name), job=self.job.name)
+
     def add(self, job: Job, progress: Progress) -> None:
         """Run one job and keep its result."""
         begun = time.perf_counter()
-        figures = _execute(job, progress)
+        facts = {"part": job.name, "kind": job.kind, "output": job.output}
+        self.events.emit("job.started", **facts)
+        status, error = "failed", {}
+        try:
+            figures = _execute(job, progress)
+            status = "succeeded"
+        except KeyboardInterrupt:
+            status = "stopped"
+            raise
+        except Exception as raised:
+            error = described(raised)
+            raise
+        finally:
+            seconds = round(time.perf_counter() - begun, 3)
+            self.events.emit("job.ended", **facts, status=status, seconds=seconds, **error)
+            self.events.flush()
+            metrics.JOBS.add(1, job_name=job.name, kind=job.kind, status=status)
         if isinstance(job, CollectSpec):
             figures = with_earlier_rates(figures, self.earlier.get("collection", {}))
         self.results[job.name] = job, figures
-        self.seconds[job.name] = round(time.perf_counter() - begun, 3)
+        self.seconds[job.name] = seconds
 
     def write(self, status: str, error: str = "") -> dict[str, Any]:
         """Write ``summary.json`` and return it."""

@@ -38,9 +38,11 @@ from pipeline.training.points import points_of
 from schemas.errors import HeadworksError, JobError, ResourceError
 from schemas.fingerprint import fingerprint
 from schemas.train import TrainSpec
-from workers import board
+from workers import board, metrics
 from workers.cluster import Cluster
+from workers.events import described
 from workers.progress import Progress, Task
+from workers.training_metrics import TrainingMetrics
 
 SCRATCH = ".ray"
 """Folder in the output that Ray Train wants for itself; removed when training ends."""
@@ -72,6 +74,8 @@ def run_train(spec: TrainSpec, *, progress: Progress) -> dict[str, Any]:
             if isinstance(cause, HeadworksError):
                 raise cause from None
             progress.note(f"{spec.name}: attempt {attempt + 1} ended: {_first_line(cause)}")
+            progress.event("training.attempt_ended", output=spec.output, attempt=attempt, **described(cause))
+            metrics.TRAIN_RESTARTS.add(attempt < spec.workers.max_failures, job_name=spec.name)
             last = cause
         else:
             return {**summary, "restarts": attempt}
@@ -188,11 +192,22 @@ def _rank_loop(config: dict[str, Any]) -> dict[str, Any] | None:
     summary = engine.train(
         spec,
         world,
-        report=board.poster(config["board"]) if world.rank == 0 else None,
+        report=_reporter(spec.name, config["board"]) if world.rank == 0 else None,
         device=ray.train.torch.get_device(),
         num_threads=num_threads,
     )
     return summary if world.rank == 0 else None
+
+
+def _reporter(job: str, notices: Any) -> engine.Report:
+    """For rank 0: the progress display and Prometheus."""
+    post, gauges = board.poster(notices), TrainingMetrics(job)
+
+    def report(record: dict[str, Any]) -> None:
+        post(record)
+        gauges.record(record)
+
+    return report
 
 
 def _watched(trainer: Any, notices: Any, spec: TrainSpec, progress: Progress) -> dict[str, Any]:

@@ -20,8 +20,9 @@ METRICS = "metrics.jsonl"
 
 
 class Tracker(Protocol):
-    """Takes one record per logged step: ``step, tokens, learning_rate, tokens_per_s, same_context_rate,
-    same_context_rate_ideal, dictionaries``. The two rates are the share of pairs of rows of the batch that are of one
+    """Takes one record per logged step: ``step, tokens, learning_rate, tokens_per_s, stalled_s, same_context_rate,
+    same_context_rate_ideal, dictionaries``. ``stalled_s``: seconds since the last record in which
+    rank 0 waited for rows. The two rates are the share of pairs of rows of the batch that are of one
     context, and what a perfect shuffle would make it."""
 
     def log(self, record: Mapping[str, Any]) -> None:
