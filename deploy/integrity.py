@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from pipeline import logs
@@ -14,6 +15,28 @@ if TYPE_CHECKING:
     from pipeline.collection.repair import Repair
     from pipeline.store.sweep import Sweep
     from pipeline.store.verification import Inspection, Progress
+
+
+@dataclass(frozen=True)
+class Checked:
+    """A verification as plain data and in words."""
+
+    facts: dict[str, Any]
+    lines: list[str]
+    is_sound: bool
+
+
+def checked(url: str, *, is_deep: bool, recompute: int, seed: int, tokens: str, model: str, device: str) -> Checked:
+    """One store against its ledger, and ``recompute`` units of it against its model. Raises as ``verification``."""
+    found = verification(url, is_deep=is_deep)
+    differences = (
+        spot_check(url, recompute, seed=seed, tokens=tokens, model=model, device=device)
+        if recompute and not found.problems
+        else []
+    )
+    facts = verification_facts(url, found, differences, is_deep=is_deep)
+    is_sound = not found.problems and all(one.is_low_bits for one in differences)
+    return Checked(facts, verification_lines(facts, differences), is_sound)
 
 
 def verification(url: str, *, is_deep: bool) -> Inspection:

@@ -43,10 +43,27 @@ def entry_lines(entries: Sequence[StoreEntry]) -> list[str]:
         return ["no stores"]
     stores = [entry for entry in entries if entry.is_store]
     lines = show.table([_row(entry) for entry in stores], _COLUMNS) if stores else []
+    for group in dict.fromkeys(entry.group for entry in stores if entry.group):
+        lines.append(_group_line(group, {entry.url for entry in stores if entry.state == "complete"}))
     for entry in entries:
         if not entry.is_store:
             lines += [f"{entry.url}: {entry.state}: {entry.problem}"]
     return lines
+
+
+def _group_line(url: str, complete: set[str]) -> str:
+    """What belongs together, and what of it is not among the complete stores that are listed."""
+    from pipeline.store.group import member_urls, read_group
+    from pipeline.store.objects import Objects
+
+    objects = Objects(url)
+    record = read_group(objects)
+    if record is None:
+        return f"{url}: no group any more"
+    missing = [name for name, place in member_urls(objects, record).items() if place not in complete]
+    names = ", ".join(f"{one.name}{'' if one.step is None else f' (step {one.step:,})'}" for one in record.members)
+    lacks = f"; not complete, or not listed: {', '.join(missing)}" if missing else ""
+    return f"{url}: a group of {len(record.members)} stores of one token table: {names}{lacks}"
 
 
 def _row(entry: StoreEntry) -> dict[str, str]:

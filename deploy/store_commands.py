@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import click
 
 from deploy import show
 from deploy.export_command import export
 from deploy.options import json_option, places_options
+from schemas.errors import SpecError
 
 
 @click.group()
@@ -88,9 +91,13 @@ def prune(urls: tuple[str, ...], quota: str, dry_run: bool, grace_hours: float, 
 @click.argument("url")
 @json_option
 def store_info(url: str, as_json: bool) -> None:
-    """What a store holds and what it was made from."""
-    from deploy import inspection
+    """What a store, or a group of stores, holds and what it was made from."""
+    from deploy import grouped, inspection
 
+    if (group := grouped.find_group(url)) is not None:
+        facts = grouped.group_facts(url, group)
+        show.emit(facts, grouped.group_lines(facts), as_json=as_json)
+        return
     facts = inspection.store_facts(url)
     show.emit(facts, inspection.store_lines(facts), as_json=as_json)
 
@@ -110,18 +117,19 @@ def store_info(url: str, as_json: bool) -> None:
 def verify(
     url: str, is_deep: bool, recompute: int, seed: int, tokens: str, model: str, device: str, as_json: bool
 ) -> None:
-    """Compare a store with its ledger; exit code 1 if anything differs."""
-    from deploy import integrity
+    """Compare a store, or each store of a group, with its ledger; exit code 1 if anything differs."""
+    from deploy import grouped, integrity
 
-    found = integrity.verification(url, is_deep=is_deep)
-    differences = (
-        integrity.spot_check(url, recompute, seed=seed, tokens=tokens, model=model, device=device)
-        if recompute and not found.problems
-        else []
-    )
-    facts = integrity.verification_facts(url, found, differences, is_deep=is_deep)
-    show.emit(facts, integrity.verification_lines(facts, differences), as_json=as_json)
-    if found.problems or not all(one.is_low_bits for one in differences):
+    check = partial(
+        integrity.checked,
+        is_deep=is_deep, recompute=recompute, seed=seed, tokens=tokens, model=model, device=device,
+    )  # fmt: skip
+    group = grouped.find_group(url)
+    if group is not None and model:
+        raise SpecError(f"--model names one model, and {url} is a group of stores of several: verify one of them")
+    found = check(url) if group is None else grouped.checked(url, group, check)
+    show.emit(found.facts, found.lines, as_json=as_json)
+    if not found.is_sound:
         raise click.exceptions.Exit(1)
 
 

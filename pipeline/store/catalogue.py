@@ -8,7 +8,7 @@ them, not with what they hold. What cannot be read is named among the rest and s
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from typing import Literal
 
@@ -21,6 +21,7 @@ from pipeline.store.objects import Objects
 from pipeline.store.retention import DELETING, read_deletion, read_last_use, read_retention
 from schemas.errors import HeadworksError, MismatchError, MissingError, SpecError
 from schemas.retention import Retention
+from schemas.snapshots import GROUP
 from schemas.store import StoreRecord
 
 MAX_DEPTH = 8
@@ -67,6 +68,8 @@ class StoreEntry:
     retention: Retention = field(default_factory=Retention)
     in_use_by: list[str] = field(default_factory=list)
     """Jobs that hold a lease."""
+    group: str = ""
+    """URL of the store group that it is in, empty of a store by itself."""
 
     @property
     def is_store(self) -> bool:
@@ -108,6 +111,7 @@ def entry_of(objects: Objects) -> StoreEntry:
 def _below(root: Objects, max_depth: int) -> Iterator[StoreEntry]:
     """Level by level, so that the folders of one level are listed side by side where the storage is remote."""
     level, num_listed, found_any = [""], 0, False
+    groups: set[str] = set()
     for depth in range(max_depth + 1):
         num_listed += len(level)
         if num_listed > MAX_FOLDERS:
@@ -116,13 +120,19 @@ def _below(root: Objects, max_depth: int) -> Iterator[StoreEntry]:
         stores: list[str] = []
         for folder, (files, folders) in zip(level, in_order(root, root.children, level), strict=True):
             found_any = found_any or bool(files or folders)
+            if GROUP in files:
+                groups.add(folder)
             if {layout.ROOT, DELETING} & {*files}:
                 stores.append(folder)
             elif not {*files} >= _TABLE:
                 following += [f"{folder}/{name}".lstrip("/") for name in folders if not name.startswith(".")]
         if depth == 0 and not found_any:
             raise MissingError(f"there is nothing at {root.url}; check the path")
-        yield from in_order(root, entry_of, [root.at(folder) if folder else root for folder in stores])
+        entries = in_order(root, entry_of, [root.at(folder) if folder else root for folder in stores])
+        for folder, entry in zip(stores, entries, strict=True):
+            above = folder.rpartition("/")[0]
+            is_member = bool(folder) and above in groups
+            yield replace(entry, group=root.at(above).url if above else root.url) if is_member else entry
         level = following
 
 
