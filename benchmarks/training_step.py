@@ -22,7 +22,8 @@ from pipeline.dictionaries.initialise import fill
 from pipeline.training import kernels
 from pipeline.training.trainer import DictionaryTrainer
 from pipeline.training.world import SingleWorld
-from schemas.dictionary import DictionarySpec, TopK
+from schemas.activation import TopK
+from schemas.dictionary import DictionarySpec
 
 D_MODEL, K, THREADS, STEPS = 576, 32, 2, 8
 SETTINGS = ((4608, 2048), (4608, 4096), (18432, 2048), (18432, 4096))

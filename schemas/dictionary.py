@@ -4,42 +4,28 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
+from schemas.activation import Activation, MatryoshkaBatchTopK, ReluL1, ReluL1UnitNorm, TopK
 from schemas.fields import Name, SourcePoint, Spec
 
-
-class TopK(Spec):
-    """The k largest pre-activations of each row (Gao et al. 2024, arXiv 2406.04093), with AuxK for dead latents."""
-
-    kind: Literal["topk"] = "topk"
-    """Discriminator."""
-    k: PositiveInt = 32
-    """Active latents of a row."""
-    aux_k: NonNegativeInt = 256
-    """Dead latents that reconstruct the residual error of a row; 0: no auxiliary loss."""
-    aux_coefficient: NonNegativeFloat = 1 / 32
-    """Weight of the auxiliary loss."""
-    dead_after_tokens: PositiveInt = 1_000_000
-    """A latent is dead when it did not fire for this many tokens, counted over all ranks."""
+__all__ = ["Activation", "DictionaryRecord", "DictionarySpec", "LatentGroup", "ReluL1", "TopK"]
 
 
-class ReluL1(Spec):
-    """ReLU codes with the L1 penalty weighted by decoder norms (Anthropic, April 2024 update)."""
+class LatentGroup(Spec):
+    """Neighbouring latents that read some of the sources and write some of the targets, and no others."""
 
-    kind: Literal["relu_l1"] = "relu_l1"
-    """Discriminator."""
-    l1_coefficient: PositiveFloat = 5.0
-    """Weight lambda of sum_i f_i * ||W_dec,i||."""
-    l1_warmup_fraction: Annotated[float, Field(ge=0, le=1)] = 0.05
-    """Share of all steps over which lambda rises linearly from 0."""
-
-
-Activation = Annotated[TopK | ReluL1, Field(discriminator="kind")]
+    num_latents: PositiveInt
+    """Latents of the group."""
+    sources: Annotated[list[SourcePoint], Field(min_length=1)]
+    """Hook points that they read, out of the dictionary's sources."""
+    targets: Annotated[list[SourcePoint], Field(min_length=1)]
+    """Hook points that they write, out of the dictionary's targets."""
 
 
 class DictionarySpec(Spec):
-    """One dictionary to train. SAE: targets = sources. Transcoder: other targets, optional skip."""
+    """One dictionary to train. SAE: one source, which is the target. Crosscoder: several sources, which are the
+    targets. Transcoder: other targets, optional skip. Cross-layer transcoder: ``groups: cross_layer``."""
 
     name: Name
     """Folder name of the result."""
@@ -51,8 +37,14 @@ class DictionarySpec(Spec):
     """Size of the dictionary."""
     activation: Activation = TopK()
     """Activation function and its losses."""
+    groups: Literal["one", "per_layer", "cross_layer"] | list[LatentGroup] = "one"
+    """Which latents read and write what. ``one``: all read all sources and write all targets. ``per_layer``: as many
+    groups as sources, group i reads source i and writes target i. ``cross_layer``: it writes target i and all after it,
+    so list sources and targets in the order of the layers. Or a list of groups of your own."""
     skip: bool = False
-    """Transcoders: add a linear map from sources to targets, ``W_skip``."""
+    """Transcoders: add a linear map from sources to targets, ``W_skip``; only between those that a group joins."""
+    tied: bool = False
+    """Autoencoders: the encoder is the decoder transposed, one matrix (Cunningham et al. 2023, arXiv 2309.08600)."""
     learning_rate: PositiveFloat = 2e-3
     """Peak learning rate of Adam. The default suits TopK with about 4,600 latents; lower it as 1/sqrt(num_latents)."""
     seed: NonNegativeInt = 0
@@ -60,11 +52,75 @@ class DictionarySpec(Spec):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        if isinstance(self.activation, TopK) and self.activation.k > self.num_latents:
-            raise ValueError(f"activation.k ({self.activation.k}) is larger than num_latents ({self.num_latents})")
+        activation = self.activation
+        wanted = {"k": getattr(activation, "k", 0), "multi_k": getattr(activation, "multi_k", 0)}
+        for field, k in wanted.items():
+            if k > self.num_latents:
+                raise ValueError(f"activation.{field} ({k}) is larger than num_latents ({self.num_latents})")
         if self.skip and not self.is_transcoder:
             raise ValueError("skip needs targets other than the sources: on an SAE it could copy its input")
+        if self.tied and self.is_transcoder:
+            raise ValueError("tied needs targets that are the sources: a transcoder's encoder reads another space")
+        if self.tied and self.groups == "cross_layer":
+            raise ValueError("tied needs latents that write what they read: cross_layer latents write more")
+        if isinstance(activation, MatryoshkaBatchTopK) and self.groups != "one":
+            raise ValueError("matryoshka_batch_topk needs groups: one: its prefixes run over all latents")
+        if isinstance(activation, ReluL1UnitNorm) and activation.resample_at and not self._is_plain_autoencoder:
+            raise ValueError(
+                "resample_at restarts latents at badly reconstructed rows, for an autoencoder with groups: one only; "
+                "set activation.resample_at: []"
+            )
+        self._require_groups()
         return self
+
+    def _require_groups(self) -> None:
+        if isinstance(self.groups, str):
+            if self.groups != "one" and len(self.sources) != len(self.target_points):
+                raise ValueError(
+                    f"groups: {self.groups} pairs sources with targets; there are {len(self.sources)} sources and "
+                    f"{len(self.target_points)} targets"
+                )
+            if self.groups != "one" and self.num_latents % len(self.sources):
+                raise ValueError(
+                    f"groups: {self.groups} gives every source as many latents; {self.num_latents} is no multiple of "
+                    f"{len(self.sources)}"
+                )
+            return
+        total = sum(group.num_latents for group in self.groups)
+        if total != self.num_latents:
+            raise ValueError(f"the groups have {total} latents together, num_latents is {self.num_latents}")
+        for name, known, used in (
+            ("sources", self.sources, [point for group in self.groups for point in group.sources]),
+            ("targets", self.target_points, [point for group in self.groups for point in group.targets]),
+        ):
+            if set(used) != set(known):
+                raise ValueError(f"the groups' {name} are {sorted(set(used))}, the dictionary's are {sorted(known)}")
+        if self.tied and any(set(group.sources) != set(group.targets) for group in self.groups):
+            raise ValueError("tied needs groups that write what they read")
+
+    @property
+    def _is_plain_autoencoder(self) -> bool:
+        return not self.is_transcoder and self.groups == "one"
+
+    @property
+    def latent_groups(self) -> list[LatentGroup]:
+        """The groups, spelled out, in the order of their latents."""
+        if isinstance(self.groups, list):
+            return self.groups
+        targets = self.target_points
+        if self.groups == "one":
+            return [LatentGroup(num_latents=self.num_latents, sources=self.sources, targets=targets)]
+        share = self.num_latents // len(self.sources)
+        ends = range(1, len(targets) + 1) if self.groups == "per_layer" else [len(targets)] * len(targets)
+        return [
+            LatentGroup(num_latents=share, sources=[source], targets=targets[index:end])
+            for index, (source, end) in enumerate(zip(self.sources, ends, strict=True))
+        ]
+
+    @property
+    def centres_input(self) -> bool:
+        """``b_dec`` is taken off the input."""
+        return self.activation.centres_input and not self.is_transcoder
 
     @property
     def is_transcoder(self) -> bool:

@@ -17,9 +17,10 @@ class SparseCodes:
     values: torch.Tensor
     """[B, K], none negative."""
     indices: torch.Tensor
-    """[B, K] int64, distinct within a row."""
+    """[B, K] int64; those of active slots are distinct within a row."""
 
     def dense(self, num_latents: int) -> torch.Tensor:
         """[B, F]."""
         codes_BF = self.values.new_zeros(self.values.shape[0], num_latents)
-        return codes_BF.scatter_(1, self.indices, self.values)
+        # Added, not written: a slot that is not active may name the latent of one that is.
+        return codes_BF.scatter_add_(1, self.indices, self.values)

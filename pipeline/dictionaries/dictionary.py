@@ -1,13 +1,21 @@
 """A sparse dictionary: named sources are encoded and summed, one sparse code, decoded to named targets.
 
-    z    = x - b_dec                       TopK autoencoder; x itself otherwise
+    z    = x - b_dec                       autoencoders of most kinds, see ``centres_input``; x itself otherwise
     pre  = z W_enc^T + b_enc
     f    = activation(pre)
     y^   = f W_dec + b_dec [+ x W_skip^T]  skip: transcoders that ask for it
 
 Sources (and targets) lie side by side in one row, in the order of the spec, so the sum over sources is one product.
-Weights live in *scaled* space: every hook point is multiplied by its own scalar (``scales``) first. ``join_sources``
-and ``split_targets`` are the only doors between raw activations and that space.
+A latent's weights are zero at the sources it does not read and the targets it does not write (``blocks``): an SAE, a
+transcoder, a crosscoder and a cross-layer transcoder are this one module. Weights live in *scaled* space: every hook
+point is multiplied by its own scalar (``scales``) first. ``join_sources`` and ``split_targets`` are the only doors
+between raw activations and that space.
+
+    encoder [F, S], b_enc [F], decoder [F, T], b_dec [T]   always; tied: ``encoder`` is ``decoder``
+    skip [T, S]                                            where asked for
+    activation.threshold []                                BatchTopK, Matryoshka BatchTopK: above it a latent is on
+    activation.log_threshold [F]                           JumpReLU: the logarithm of each latent's threshold
+    activation.r_mag [F], activation.b_mag [F]             Gated: magnitude = exp(r_mag) * (pre - b_enc) + b_mag
 
 Letters: B rows, F latents, K active latents, S and T the summed widths of all sources and of all targets.
 """
@@ -15,13 +23,15 @@ Letters: B rows, F latents, K active latents, S and T the summed widths of all s
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import cast
 
 import torch
 from torch import nn
 
-from pipeline.dictionaries import activations
+from pipeline.dictionaries import blocks
+from pipeline.dictionaries.activations.function import ActivationFunction, activation_function
 from pipeline.dictionaries.codes import SparseCodes
-from schemas.dictionary import DictionaryRecord, DictionarySpec, TopK
+from schemas.dictionary import DictionaryRecord, DictionarySpec
 from schemas.errors import HookPointError, SpecError, nearest
 
 
@@ -47,7 +57,7 @@ class Dictionary(nn.Module):
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
     ) -> None:
-        """Allocate ``encoder [F, S], b_enc [F], decoder [F, T], b_dec [T]`` and ``skip [T, S]`` where asked for.
+        """Allocate the weights.
 
         Raises:
             SpecError: ``d_source`` or ``d_target`` do not name the hook points of the spec in its order.
@@ -60,16 +70,19 @@ class Dictionary(nn.Module):
         self.d_target = dict(d_target)
         self.scales = {point: float(scales[point]) for point in {**d_source, **d_target}}
         self.record: DictionaryRecord | None = None
+        self.blocks = blocks.blocks_of(spec, d_source, d_target)
         width_source, width_target = sum(d_source.values()), sum(d_target.values())
 
         def zeros(*shape: int) -> nn.Parameter:
             return nn.Parameter(torch.zeros(*shape, device=device, dtype=dtype))
 
-        self.encoder = zeros(spec.num_latents, width_source)
+        decoder = zeros(spec.num_latents, width_target)
+        self.encoder = decoder if spec.tied else zeros(spec.num_latents, width_source)
         self.b_enc = zeros(spec.num_latents)
-        self.decoder = zeros(spec.num_latents, width_target)
+        self.decoder = decoder
         self.b_dec = zeros(width_target)
         self.skip = zeros(width_target, width_source) if spec.skip else None
+        self.activation = activation_function(spec.activation, spec.num_latents, device=device, dtype=dtype)
 
     @property
     def num_latents(self) -> int:
@@ -78,8 +91,8 @@ class Dictionary(nn.Module):
 
     @property
     def centres_input(self) -> bool:
-        """``b_dec`` is taken off the input: TopK autoencoders (Gao et al. 2024, equation 3), nothing else."""
-        return isinstance(self.spec.activation, TopK) and not self.spec.is_transcoder
+        """``b_dec`` is taken off the input."""
+        return self.spec.centres_input
 
     def join_sources(self, acts: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """Raw activations ``hook point -> [B, D]`` of any dtype -> scaled x [B, S] in the dtype of the weights."""
@@ -100,14 +113,11 @@ class Dictionary(nn.Module):
 
     def pre_activations(self, x_BS: torch.Tensor) -> torch.Tensor:
         """[B, F]."""
-        return torch.addmm(self.b_enc, self.centred(x_BS), self.encoder.T)
+        return blocks.encode(self.centred(x_BS), self.encoder, self.b_enc, self.blocks)
 
     def encode(self, x_BS: torch.Tensor) -> SparseCodes | torch.Tensor:
-        """Scaled x -> ``SparseCodes`` of a TopK dictionary, a dense [B, F] of the others."""
-        pre_BF = self.pre_activations(x_BS)
-        if isinstance(self.spec.activation, TopK):
-            return activations.topk(pre_BF, self.spec.activation.k)
-        return activations.relu(pre_BF)
+        """Scaled x -> codes, none negative: ``SparseCodes`` of a TopK dictionary, a dense [B, F] of the others."""
+        return cast(ActivationFunction, self.activation).encode(self.pre_activations(x_BS), self.b_enc)
 
     def codes_dense(self, x_BS: torch.Tensor) -> torch.Tensor:
         """Scaled x -> codes [B, F]."""
@@ -123,13 +133,30 @@ class Dictionary(nn.Module):
         if isinstance(codes, SparseCodes):
             y_BT = nn.functional.embedding_bag(codes.indices, self.decoder, per_sample_weights=codes.values, mode="sum")
         else:
-            y_BT = codes @ self.decoder
+            y_BT = blocks.decode(codes, self.decoder, self.blocks)
         y_BT = y_BT + self.b_dec
         if self.skip is None:
             return y_BT
         if x_BS is None:
             raise SpecError(f"dictionary {self.spec.name!r} has a skip: decode needs the sources too, pass x_BS")
         return y_BT + x_BS @ self.skip.T
+
+    def decoder_norms(self) -> torch.Tensor:
+        """Norm of each latent's decoder row at each target, [F, number of targets]."""
+        parts = torch.split(self.decoder, list(self.d_target.values()), dim=1)
+        return torch.stack([torch.linalg.vector_norm(part, dim=1) for part in parts], dim=1)
+
+    @torch.no_grad()
+    def zero_outside_blocks(self, *, of_gradients: bool = False) -> None:
+        """Clear the weights, or their gradients, where no group has a connection."""
+        weights = [self.encoder, self.decoder, self.skip]
+        encoder, decoder, skip = (
+            (weight.grad if of_gradients else weight) if weight is not None else None for weight in weights
+        )
+        assert encoder is not None
+        assert decoder is not None
+        if len(self.blocks) > 1:
+            blocks.zero_outside(self.blocks, encoder_FS=encoder, decoder_FT=decoder, skip_TS=skip)
 
     def forward(self, x_BS: torch.Tensor) -> torch.Tensor:
         """Scaled x [B, S] -> scaled y^ [B, T]."""

@@ -24,7 +24,8 @@ RECORD = "dictionary.json"
 
 def save_dictionary(url: str, dictionary: Dictionary, record: DictionaryRecord) -> DictionaryRecord:
     """Write the folder at ``url``, replacing one that is there; returns the record as written, with its digest."""
-    tensors = {name: value.detach().cpu().contiguous() for name, value in dictionary.state_dict().items()}
+    # Cloned: a tied encoder is the decoder itself, and the format takes no two names for one memory.
+    tensors = {name: value.detach().cpu().contiguous().clone() for name, value in dictionary.state_dict().items()}
     weights = safetensors.torch.save(tensors)
     record = record.model_copy(update={"weights_sha256": hashlib.sha256(weights).hexdigest()})
     folder = Objects(url)

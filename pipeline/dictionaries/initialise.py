@@ -1,47 +1,62 @@
-"""Starting weights: a pure function of the spec's seed and the mean of the targets.
+"""Starting weights: a pure function of the spec's seed and the centre of the targets.
 
-TopK      decoder rows random directions of norm 1, W_enc = W_dec^T where widths agree (Gao et al. 2024, appendix A.1)
-ReLU-L1   decoder rows random directions of norm 0.1, W_enc = W_dec^T (Anthropic, April 2024 update)
+unit decoders          decoder rows random directions of norm 1 (TopK: Gao et al. 2024, appendix A.1)
+free decoder norms     of norm 0.1 (Anthropic, April 2024 update)
+W_enc                  W_dec^T of an autoencoder, a transcoder's rows random directions of their own: it reads another
+                       space than it writes; of ``relu_l1_unit_norm`` uniform in +-1/sqrt(S), torch's default for linear
+                       layers (Bricken et al. 2023)
+b_dec                  of the kinds that take it off the input the mean of the targets, of ``relu_l1_unit_norm`` their
+                       geometric median; 0 of the others
 
-A transcoder reads another space than it writes, so its encoder rows are random directions of their own. Biases are 0,
-but for b_dec of TopK, which starts at the mean of the targets; W_skip is 0.
+Other biases and W_skip are 0; so are weights where no group of latents has a connection.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import torch
 
 from pipeline.dictionaries.dictionary import Dictionary
-from schemas.dictionary import TopK
+from schemas.activation import ReluL1UnitNorm
+from schemas.dictionary import DictionarySpec
 
-RELU_L1_NORM = 0.1
+FREE_NORM = 0.1
 
 
 @torch.no_grad()
-def fill(dictionary: Dictionary, target_means: Mapping[str, torch.Tensor]) -> None:
-    """Overwrite all weights; ``target_means`` are raw means, hook point -> [D], from the store's statistics.
+def fill(dictionary: Dictionary, target_centres: Mapping[str, torch.Tensor]) -> None:
+    """Overwrite all weights but those of the activation function, which starts as it is made.
 
-    Drawn on the CPU whatever the device of the dictionary, so that the start is the same everywhere.
+    ``target_centres``: raw means (or medians, see ``wants_median``), hook point -> [D]. Drawn on the CPU whatever the
+    device of the dictionary, so that the start is the same everywhere.
     """
     spec = dictionary.spec
     generator = torch.Generator().manual_seed(spec.seed)
-    norm = 1.0 if isinstance(spec.activation, TopK) else RELU_L1_NORM
-    decoder_FT = _directions(dictionary.decoder.shape, generator) * norm
-    encoder_FS = decoder_FT
-    if spec.is_transcoder:
-        encoder_FS = _directions(dictionary.encoder.shape, generator) * norm
-    dictionary.decoder.copy_(decoder_FT)
-    dictionary.encoder.copy_(encoder_FS)
+    dictionary.decoder.copy_(torch.randn(dictionary.decoder.shape, generator=generator))
+    if not spec.tied:
+        dictionary.encoder.copy_(_encoder(dictionary, generator))
+    dictionary.zero_outside_blocks()
+    norm = 1.0 if spec.activation.has_unit_decoder else FREE_NORM
+    dictionary.decoder.copy_(torch.nn.functional.normalize(dictionary.decoder, dim=1) * norm)
+    if not (spec.tied or wants_median(spec)):
+        dictionary.encoder.copy_(torch.nn.functional.normalize(dictionary.encoder, dim=1) * norm)
     for bias in (dictionary.b_enc, dictionary.b_dec, dictionary.skip):
         if bias is not None:
             bias.zero_()
-    if isinstance(spec.activation, TopK):
-        means = [target_means[point].double() * dictionary.scales[point] for point in dictionary.d_target]
-        dictionary.b_dec.copy_(torch.cat(means))
+    if spec.activation.centres_input:
+        centres = [target_centres[point].double() * dictionary.scales[point] for point in dictionary.d_target]
+        dictionary.b_dec.copy_(torch.cat(centres))
 
 
-def _directions(shape: torch.Size, generator: torch.Generator) -> torch.Tensor:
-    """Rows uniform on the unit sphere."""
-    return torch.nn.functional.normalize(torch.randn(shape, generator=generator), dim=1)
+def wants_median(spec: DictionarySpec) -> bool:
+    """``fill`` takes geometric medians of this dictionary's targets, not means."""
+    return isinstance(spec.activation, ReluL1UnitNorm)
+
+
+def _encoder(dictionary: Dictionary, generator: torch.Generator) -> torch.Tensor:
+    shape = dictionary.encoder.shape
+    if wants_median(dictionary.spec):
+        return torch.empty(shape).uniform_(-1, 1, generator=generator) / math.sqrt(shape[1])
+    return torch.randn(shape, generator=generator) if dictionary.spec.is_transcoder else dictionary.decoder.clone()

@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 
+from pipeline.analysis.crosscoder import crosscoder_figures
 from pipeline.evaluation.cross_entropy import LARGEST_CHANGE, CrossEntropy
 from pipeline.evaluation.reconstruction import Reconstruction, density_histogram
 from pipeline.evaluation.trained import Trained
-from schemas.dictionary import Activation, TopK
 from schemas.train import RowFilter
 
 DEFINITIONS = {
@@ -23,6 +23,9 @@ DEFINITIONS = {
     "Spliced: the target's activations are replaced by the dictionary's prediction from the sources of the same "
     "forward. Ablated: replaced by their mean over the evaluation rows, or by zero. All tokens but the first of a "
     "context are predicted and count.",
+    "Onset, peak": "Of a latent with several targets: the first target at which its decoder norm exceeds half of its "
+    "greatest, and the earliest within 1 % of the greatest. The peak of a flat course is arbitrary.",
+    "Feature dimensionality": "Sum over latents of |W_i|^2 / sum_j (W_i/|W_i| . W_j)^2; at most the width.",
     "Rows left out": "Rows that training left out are in none of the reconstruction figures; in every cross-entropy "
     "they keep their true activations.",
     "Splice check": "Change of the cross-entropy when x is replaced by x_hat + (x - x_hat), which must change nothing; "
@@ -39,7 +42,7 @@ def figures_of(trained: Trained, measured: Reconstruction, entropy: CrossEntropy
         "sources": list(spec.sources),
         "targets": spec.target_points,
         "num_latents": spec.num_latents,
-        "activation": activation_text(spec.activation),
+        "activation": spec.activation.label,
         "trained_rows": trained.record.tokens,
         "trained_steps": trained.record.steps,
         "rows": measured.num_rows,
@@ -59,6 +62,7 @@ def figures_of(trained: Trained, measured: Reconstruction, entropy: CrossEntropy
         "ce_tokens": entropy and entropy.num_tokens,
         "ce_contexts": entropy and entropy.num_contexts,
         "splice_check": entropy and entropy.splice_check,
+        "crosscoder": crosscoder_figures(trained.dictionary),
     }
 
 
@@ -73,13 +77,6 @@ def latents_table(measured: Reconstruction) -> str:
         else:
             lines.append(f"{latent},0,,0,0")
     return "\n".join(lines) + "\n"
-
-
-def activation_text(activation: Activation) -> str:
-    """``TopK, k = 32``."""
-    if isinstance(activation, TopK):
-        return f"TopK, k = {activation.k}"
-    return f"ReLU, L1 x {activation.l1_coefficient:g}"
 
 
 def excluded_text(rows: RowFilter) -> str:

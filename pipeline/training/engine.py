@@ -172,7 +172,12 @@ class _Run:
         """One step of every dictionary; their figures by name."""
         return {
             trainer.dictionary.spec.name: trainer.step(
-                batch.activations, num_rows=batch.global_rows, factor=factor, progress=share, world=self._world
+                batch.activations,
+                num_rows=batch.global_rows,
+                factor=factor,
+                progress=share,
+                world=self._world,
+                row_ids=batch.rows,
             )
             for trainer in trainers
         }

@@ -7,6 +7,7 @@ from pathlib import Path
 import psutil  # type: ignore[import-untyped]
 import torch
 
+from pipeline.dictionaries.dictionary import Dictionary
 from schemas.dictionary import DictionarySpec
 from schemas.errors import ResourceError
 
@@ -16,10 +17,10 @@ BYTES_PER_WEIGHT = 4 * (1 + 1 + 2)
 
 def num_weights(spec: DictionarySpec, widths: dict[str, int]) -> int:
     """Trainable numbers of a dictionary; ``widths``: hook point -> d_model."""
-    width_source = sum(widths[point] for point in spec.sources)
-    width_target = sum(widths[point] for point in spec.target_points)
-    skip = width_source * width_target if spec.skip else 0
-    return spec.num_latents * (width_source + width_target + 1) + width_target + skip
+    d_source = {point: widths[point] for point in spec.sources}
+    d_target = {point: widths[point] for point in spec.target_points}
+    dictionary = Dictionary(spec, d_source, d_target, dict.fromkeys(widths, 1.0), device="meta")
+    return sum(parameter.numel() for parameter in dictionary.parameters())
 
 
 def required_bytes(specs: list[DictionarySpec], widths: dict[str, int]) -> int:

@@ -1,44 +1,86 @@
 """The contract between a dictionary's loss and the trainer that optimises it.
 
 An objective adds up over rows: it leaves *sums* in the gradients and in the totals. Only after both were reduced over
-the ranks are they divided by ``normaliser``, itself a function of global sums. That is all of data parallelism.
+the ranks are they divided by ``normaliser``, itself a function of global sums. What a loss must know of the whole
+global batch before there are gradients (which values are the largest, how often a latent is on), it finds out in
+``prepare``. That is all of data parallelism.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
+import numpy as np
+import numpy.typing as npt
 import torch
+from torch import nn
 
 from pipeline.training.totals import BatchTotals
+from pipeline.training.world import World
+
+DEAD_AFTER_TOKENS = 1_000_000
+"""The window in which "dead" is counted where nothing in a loss depends on it."""
+
+ClearMoments = Callable[[nn.Parameter, torch.Tensor], None]
+"""Forget what the optimiser remembers of some rows (int64 indices) of a parameter."""
+
+
+@dataclass(frozen=True)
+class StepFacts:
+    """What a step is told; equal on all ranks but for ``row_ids``."""
+
+    num_rows: int
+    """Rows of the global batch."""
+    num_steps: int
+    """Steps taken before this one."""
+    progress: float
+    """Share of the run that is behind."""
+    dead: torch.Tensor
+    """bool [F], latents that count as dead."""
+    world: World
+    """The ranks."""
+    row_ids: npt.NDArray[np.int64] | None = None
+    """Ids of this rank's rows, the same whichever rank has them; what random choices among rows depend on."""
 
 
 class Objective(Protocol):
     """One loss. The ``grad`` of every parameter exists and is added to, never replaced."""
 
-    def accumulate(
-        self, x_BS: torch.Tensor, y_BT: torch.Tensor, dead_F: torch.Tensor, totals: BatchTotals, progress: float
-    ) -> None:
-        """Add gradients and totals of these rows (any number, 0 too).
+    def prepare(self, blocks: Sequence[torch.Tensor], facts: StepFacts) -> None:
+        """Look at the rank's rows before there are gradients; every rank calls it, collectives are allowed.
 
-        ``dead_F``: bool [F], latents that count as dead; ``progress``: share of the run that is behind.
+        ``blocks``: scaled sources [B, S], as many rows at a time as pre-activations may exist of.
         """
+        ...
+
+    def accumulate(
+        self, block: int, x_BS: torch.Tensor, y_BT: torch.Tensor, totals: BatchTotals, facts: StepFacts
+    ) -> None:
+        """Add gradients and totals of the rows of one of the blocks (any number of rows, 0 too)."""
         ...
 
     def normaliser(self, totals: BatchTotals, num_rows: int) -> float:
         """What sums over the global batch are divided by."""
         ...
 
-    def loss_sum(self, totals: BatchTotals, progress: float) -> float:
+    def loss_sum(self, totals: BatchTotals) -> float:
         """The whole objective over the global batch, before the division."""
         ...
 
     def complete_gradients(self) -> None:
-        """Add what follows from the reduced gradients, then fit them to the constraint on the weights."""
+        """Add what follows from the reduced gradients."""
         ...
 
-    def project_weights(self) -> None:
-        """Put the weights back on the constraint; after the optimiser."""
+    def finish(
+        self, blocks: Sequence[torch.Tensor], totals: BatchTotals, facts: StepFacts, clear_moments: ClearMoments
+    ) -> None:
+        """After the update: advance what the loss keeps, replace what it replaces; collectives are allowed."""
+        ...
+
+    def state(self) -> dict[str, torch.Tensor]:
+        """What the next step depends on and no other state has; live tensors, equal on all ranks."""
         ...
 
     @property

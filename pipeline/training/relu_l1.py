@@ -1,67 +1,58 @@
-"""ReLU with the decoder-norm weighted L1 penalty (Anthropic, April 2024 update), differentiated by autograd.
+"""ReLU with an L1 penalty, in its two forms.
 
-    loss = mean over rows of [ ||y - y^||^2 + lambda * sum_i f_i * sum_t ||W_dec,i^t|| ]
+    relu_l1            lambda * sum_i f_i * sum_t ||W_dec,i^t||    (Anthropic, April 2024 update)
+    relu_l1_unit_norm  lambda * sum_i f_i,  ||W_dec,i|| = 1        (Bricken et al. 2023, Towards Monosemanticity)
 
-The penalty sums the norms of a latent's decoder rows over the targets t (one for an SAE; for several it is what makes
-a norm at one target go to exactly 0). Decoder norms are free, nothing is projected.
+The first sums the norms of a latent's decoder rows over the targets t (one for an SAE; for several it is what makes a
+norm at one target go to exactly 0) and constrains nothing. The second needs its constraint: without it f shrinks and
+W_dec grows for ever.
 
 Letters: B rows, F latents, S and T widths of sources and targets.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 
 from pipeline.dictionaries.dictionary import Dictionary
+from pipeline.training.objective import StepFacts
+from pipeline.training.penalties import norms
 from pipeline.training.schedule import ramp
 from pipeline.training.totals import BatchTotals
-from schemas.dictionary import ReluL1
+from schemas.activation import ReluL1, ReluL1UnitNorm
 
 
-class ReluL1Objective:
-    """See ``objective.Objective``."""
+class ReluL1Terms:
+    """See ``dense.Terms``."""
 
-    dead_after_tokens = 1_000_000
-    """The window in which "dead" is counted; nothing in this loss depends on it."""
-
-    def __init__(self, dictionary: Dictionary, activation: ReluL1) -> None:
+    def __init__(self, dictionary: Dictionary, activation: ReluL1 | ReluL1UnitNorm) -> None:
         self._dictionary = dictionary
         self._activation = activation
 
-    def accumulate(
-        self, x_BS: torch.Tensor, y_BT: torch.Tensor, dead_F: torch.Tensor, totals: BatchTotals, progress: float
-    ) -> None:
-        """See ``objective.Objective``."""
-        del dead_F
-        codes_BF = self._dictionary.codes_dense(x_BS)
-        error = (self._dictionary.decode(codes_BF, x_BS) - y_BT).square().sum()
-        penalty = (codes_BF @ self._decoder_norms()).sum()
-        torch.autograd.backward(error + self._weight(progress) * penalty)
-        totals.error += error.detach()
-        totals.penalty += penalty.detach()
-        active_BF = codes_BF.detach() > 0
-        totals.num_active += active_BF.sum()
-        totals.fired += active_BF.sum(0)
+    def prepare(self, pre_activations: Iterator[torch.Tensor], facts: StepFacts) -> None:
+        """A row's loss depends on the row alone."""
 
-    def normaliser(self, totals: BatchTotals, num_rows: int) -> float:
-        """Rows of the global batch."""
-        del totals
-        return float(num_rows)
+    def codes(self, pre_BF: torch.Tensor) -> torch.Tensor:
+        """See ``dense.Terms``."""
+        return torch.relu(pre_BF)
 
-    def loss_sum(self, totals: BatchTotals, progress: float) -> float:
-        """See ``objective.Objective``."""
-        return float(totals.error) + self._weight(progress) * float(totals.penalty)
+    def penalty(
+        self, pre_BF: torch.Tensor, codes_BF: torch.Tensor, totals: BatchTotals, facts: StepFacts
+    ) -> torch.Tensor:
+        """See ``dense.Terms``."""
+        weight = self._activation.l1_coefficient * ramp(self._activation.l1_warmup_fraction, facts.progress)
+        if isinstance(self._activation, ReluL1UnitNorm):
+            return weight * codes_BF.sum(1)
+        return weight * (codes_BF @ norms(self._dictionary, self._activation.decoder_norms).sum(1))
 
-    def complete_gradients(self) -> None:
-        """Autograd left nothing out."""
+    def auxiliary(self, pre_BF: torch.Tensor, x_BS: torch.Tensor, y_BT: torch.Tensor) -> None:
+        """There is none."""
 
-    def project_weights(self) -> None:
-        """No constraint."""
+    def finish(self, totals: BatchTotals, facts: StepFacts) -> None:
+        """Nothing is kept."""
 
-    def _weight(self, progress: float) -> float:
-        return self._activation.l1_coefficient * ramp(self._activation.l1_warmup_fraction, progress)
-
-    def _decoder_norms(self) -> torch.Tensor:
-        """[F], summed over targets."""
-        parts = torch.split(self._dictionary.decoder, list(self._dictionary.d_target.values()), dim=1)
-        return torch.stack([torch.linalg.vector_norm(part, dim=1) for part in parts]).sum(0)
+    def state(self) -> dict[str, torch.Tensor]:
+        """Nothing is kept."""
+        return {}

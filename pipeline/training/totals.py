@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import torch
 
-_NUM_SCALARS = 5
+_NUM_SCALARS = 7
 
 
 class BatchTotals:
@@ -19,10 +19,13 @@ class BatchTotals:
     def __init__(self, width_target: int, num_latents: int, device: torch.device) -> None:
         self.flat = torch.zeros(_NUM_SCALARS + width_target + num_latents, dtype=torch.float64, device=device)
         scalars, self.target_sum, self.fired = torch.split(self.flat, [_NUM_SCALARS, width_target, num_latents])
-        self.error, self.auxiliary, self.penalty, self.num_active, self.target_square = scalars.unbind()
-        # error: squared error of the reconstruction; auxiliary: squared error of the AuxK reconstruction;
-        # penalty: sparsity term before its coefficient; num_active: active latents; target_square: squared norms of y;
-        # target_sum [T]: y; fired [F]: rows in which a latent was active.
+        (
+            self.error, self.auxiliary, self.penalty, self.num_active, self.target_square, self.power, self.next_power,
+        ) = scalars.unbind()  # fmt: skip
+        # error: squared error of the reconstruction; auxiliary: what else a kind minimises (of TopK the squared error
+        # of AuxK); penalty: the sparsity term, with its coefficient (of TopK the squared errors of further
+        # reconstructions); num_active: active latents; target_square: squared norms of y; power and next_power: codes
+        # to the powers p and p' of P-annealing; target_sum [T]: y; fired [F]: rows in which a latent was active.
 
     def clear(self) -> None:
         """Back to zero for the next batch."""

@@ -1,10 +1,11 @@
 """One dictionary in training: weights, gradients, Adam, dead-latent counters, and the step that moves them.
 
 A step, on every rank:
-  1. the rank's rows, in blocks of bounded size, add gradients of sums and ``BatchTotals``;
-  2. both are summed over the ranks;
-  3. division by the global normaliser, constraint, clipping, Adam, constraint;
-  4. counters of dead latents advance by the rows of the global batch.
+  1. the objective finds out what it must know of the global batch (``prepare``);
+  2. the rank's rows, in blocks of bounded size, add gradients of sums and ``BatchTotals``;
+  3. both are summed over the ranks;
+  4. division by the global normaliser, constraint, clipping, Adam, constraint;
+  5. counters of dead latents advance by the rows of the global batch, the objective by what it keeps.
 
 Letters: B rows of this rank, F latents, S and T widths of sources and targets.
 """
@@ -12,19 +13,21 @@ Letters: B rows of this rank, F latents, S and T widths of sources and targets.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
+import numpy as np
+import numpy.typing as npt
 import torch
+from torch import nn
 
 from pipeline.dictionaries.dictionary import Dictionary
+from pipeline.training import constraint
 from pipeline.training.kernels import Kernels
-from pipeline.training.objective import Objective
+from pipeline.training.objective import StepFacts
+from pipeline.training.objectives import objective_of
 from pipeline.training.parameters import flat_gradients
-from pipeline.training.relu_l1 import ReluL1Objective
-from pipeline.training.topk import TopKObjective
 from pipeline.training.totals import BatchTotals
 from pipeline.training.world import World
-from schemas.dictionary import TopK
 from schemas.errors import DivergenceError
 
 BLOCK_ELEMENTS = 2**23
@@ -41,7 +44,7 @@ class DictionaryTrainer:
         self.dictionary = dictionary
         self.num_steps = 0
         self._max_gradient_norm = max_gradient_norm
-        self._objective = _objective(dictionary, kernels)
+        self._objective = objective_of(dictionary, kernels)
         self._gradients = flat_gradients(dictionary)
         device = dictionary.b_dec.device
         self._totals = BatchTotals(len(dictionary.b_dec), dictionary.num_latents, device)
@@ -57,7 +60,14 @@ class DictionaryTrainer:
             }
 
     def step(
-        self, acts: Mapping[str, torch.Tensor], *, num_rows: int, factor: float, progress: float, world: World
+        self,
+        acts: Mapping[str, torch.Tensor],
+        *,
+        num_rows: int,
+        factor: float,
+        progress: float,
+        world: World,
+        row_ids: npt.NDArray[np.int64] | None = None,
     ) -> dict[str, float]:
         """Take one step and return its figures, equal on all ranks.
 
@@ -67,19 +77,22 @@ class DictionaryTrainer:
             factor: What the peak learning rate is multiplied by.
             progress: Share of the run that is behind, for sparsity schedules.
             world: The ranks.
+            row_ids: Ids [B] of the rows in their store; dictionaries that resample dead latents need them.
 
         Raises:
             DivergenceError: loss or gradient is not finite; the weights are as before the step.
         """
         dead_F = self.rows_since_fired >= self._objective.dead_after_tokens
-        self._accumulate(acts, dead_F, progress)
+        facts = StepFacts(num_rows, self.num_steps, progress, dead_F, world, row_ids)
+        sources = self._accumulate(acts, facts)
         world.all_reduce_sum(self._gradients)
         world.all_reduce_sum(self._totals.flat)
         normaliser = self._objective.normaliser(self._totals, num_rows)
-        metrics = self._measure(normaliser, num_rows, dead_F, progress)
+        metrics = self._measure(normaliser, num_rows, dead_F)
         metrics["grad_norm"] = self._finish_gradients(normaliser)
         self._require_finite(metrics)
         self._update(factor)
+        self._objective.finish(sources, self._totals, facts, self._clear_moments)
         self.rows_since_fired += num_rows
         self.rows_since_fired[self._totals.fired > 0] = 0
         self.num_steps += 1
@@ -88,6 +101,8 @@ class DictionaryTrainer:
     def state(self) -> dict[str, torch.Tensor]:
         """Everything that the next step depends on but ``num_steps``; tensors are the live ones, not copies."""
         tensors = {"rows_since_fired": self.rows_since_fired}
+        tensors |= {f"buffers.{name}": buffer for name, buffer in self.dictionary.named_buffers()}
+        tensors |= {f"objective.{name}": tensor for name, tensor in self._objective.state().items()}
         for name, parameter in self.dictionary.named_parameters():
             moments = self._adam.state[parameter]
             tensors[f"weights.{name}"] = parameter.detach()
@@ -101,21 +116,25 @@ class DictionaryTrainer:
         for moments in self._adam.state.values():
             moments["step"].fill_(num_steps)
 
-    def _accumulate(self, acts: Mapping[str, torch.Tensor], dead_F: torch.Tensor, progress: float) -> None:
+    def _accumulate(self, acts: Mapping[str, torch.Tensor], facts: StepFacts) -> Sequence[torch.Tensor]:
+        """Gradients and totals of the rank's rows; returns the scaled sources, block by block."""
         self._gradients.zero_()
         self._totals.clear()
         x_BS = self.dictionary.join_sources(acts)
-        y_BT = self.dictionary.join_targets(acts) if self.dictionary.spec.is_transcoder else x_BS
+        is_autoencoder = self.dictionary.d_target == self.dictionary.d_source
+        y_BT = x_BS if is_autoencoder else self.dictionary.join_targets(acts)
         self._totals.add_targets(y_BT)
         block_rows = max(1, BLOCK_ELEMENTS // self.dictionary.num_latents)
-        for first in range(0, len(x_BS), block_rows):
-            rows = slice(first, first + block_rows)
-            self._objective.accumulate(x_BS[rows], y_BT[rows], dead_F, self._totals, progress)
+        sources, targets = torch.split(x_BS, block_rows), torch.split(y_BT, block_rows)
+        self._objective.prepare(sources, facts)
+        for index, (x_block, y_block) in enumerate(zip(sources, targets, strict=True)):
+            self._objective.accumulate(index, x_block, y_block, self._totals, facts)
+        return sources
 
-    def _measure(self, normaliser: float, num_rows: int, dead_F: torch.Tensor, progress: float) -> dict[str, float]:
+    def _measure(self, normaliser: float, num_rows: int, dead_F: torch.Tensor) -> dict[str, float]:
         totals = self._totals
         return {
-            "loss": self._objective.loss_sum(totals, progress) / normaliser,
+            "loss": self._objective.loss_sum(totals) / normaliser,
             "fvu": float(totals.error) / totals.variance(num_rows),
             "l0": float(totals.num_active) / num_rows,
             "dead_share": float(dead_F.double().mean()),
@@ -126,6 +145,9 @@ class DictionaryTrainer:
         """Sums to means, constraint, clipping; returns the norm before clipping."""
         self._gradients.div_(normaliser)
         self._objective.complete_gradients()
+        self.dictionary.zero_outside_blocks(of_gradients=True)
+        if self.dictionary.spec.activation.has_unit_decoder:
+            constraint.make_tangential(self.dictionary)
         norm = float(torch.linalg.vector_norm(self._gradients))
         if 0 < self._max_gradient_norm < norm:
             self._gradients.mul_(self._max_gradient_norm / norm)
@@ -135,7 +157,13 @@ class DictionaryTrainer:
         for group in self._adam.param_groups:
             group["lr"] = self.dictionary.spec.learning_rate * factor
         self._adam.step()
-        self._objective.project_weights()
+        if self.dictionary.spec.activation.has_unit_decoder:
+            constraint.normalise(self.dictionary)
+
+    def _clear_moments(self, parameter: nn.Parameter, rows: torch.Tensor) -> None:
+        for name, moment in self._adam.state[parameter].items():
+            if name != "step":
+                moment[rows] = 0
 
     def _require_finite(self, metrics: Mapping[str, float]) -> None:
         bad = {name: value for name, value in metrics.items() if not math.isfinite(value)}
@@ -145,10 +173,3 @@ class DictionaryTrainer:
                 "the last checkpoint is kept. Lower learning_rate, raise schedule.warmup_fraction, or look for "
                 "NaN in the store (num_nan and num_inf of its statistics)"
             )
-
-
-def _objective(dictionary: Dictionary, kernels: Kernels) -> Objective:
-    activation = dictionary.spec.activation
-    if isinstance(activation, TopK):
-        return TopKObjective(dictionary, activation, kernels)
-    return ReluL1Objective(dictionary, activation)

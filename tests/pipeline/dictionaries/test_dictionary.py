@@ -11,7 +11,8 @@ from pipeline.dictionaries import initialise
 from pipeline.dictionaries.codes import SparseCodes
 from pipeline.dictionaries.dictionary import Dictionary
 from pipeline.dictionaries.folder import load_dictionary, save_dictionary
-from schemas.dictionary import DictionaryRecord, DictionarySpec, ReluL1, TopK
+from schemas.activation import ReluL1, TopK
+from schemas.dictionary import DictionaryRecord, DictionarySpec
 from schemas.errors import CorruptionError, HookPointError, MissingError, SpecError
 
 WIDTHS = {"a": 6, "b": 4, "c": 5}

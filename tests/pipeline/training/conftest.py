@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,8 @@ from schemas.fields import LOSSY, Dtype, Layout
 from schemas.fingerprint import fingerprint
 from schemas.store import PassRecord, StoreRecord
 from schemas.train import TrainSpec
+
+sys.path.insert(0, str(Path(__file__).parent))
 
 NUM_ROWS, CONTEXT, D = 2400, 12, 16
 POINTS = ("resid", "mlp_in", "mlp_out")

@@ -1,117 +1,115 @@
-"""The TopK objective: its hand-written gradient against autograd of the loss as the paper states it."""
+"""TopK, BatchTopK and Matryoshka BatchTopK: gradients by hand against autograd of the losses as papers state them."""
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
+from stepping import autograd_of, build, measure, rows
 
-from pipeline.dictionaries import initialise
 from pipeline.dictionaries.dictionary import Dictionary
+from pipeline.training import constraint
 from pipeline.training.compiled import CompiledKernels
 from pipeline.training.kernels import Kernels, TorchKernels
-from pipeline.training.parameters import flat_gradients, gradient
-from pipeline.training.topk import TopKObjective
-from pipeline.training.totals import BatchTotals
-from schemas.dictionary import DictionarySpec, TopK
 
-B, F, D = 64, 40, 12
-COEFFICIENT = 0.5
-
-
-def build(kind: str, aux_k: int = 6) -> Dictionary:
-    targets = [] if kind == "sae" else ["out"]
-    activation = TopK(k=4, aux_k=aux_k, aux_coefficient=COEFFICIENT, dead_after_tokens=1)
-    spec = DictionarySpec(
-        name="d", sources=["in"], targets=targets, num_latents=F, activation=activation, skip=kind == "skip", seed=3
-    )
-    d_target = {"in": D} if kind == "sae" else {"out": D + 2}
-    dictionary = Dictionary(spec, {"in": D}, d_target, {"in": 1.0, "out": 1.0})
-    initialise.fill(dictionary, {point: torch.full((d,), 0.3) for point, d in d_target.items()})
-    generator = torch.Generator().manual_seed(4)
-    with torch.no_grad():
-        dictionary.encoder.add_(torch.randn(F, D, generator=generator), alpha=0.2)
-        dictionary.b_enc.add_(torch.randn(F, generator=generator), alpha=0.5)
-        if dictionary.skip is not None:
-            dictionary.skip.add_(torch.randn(D + 2, D, generator=generator), alpha=0.1)
-    return dictionary
+F, K = 40, 4
+AUX = {"aux_k": 6, "aux_coefficient": 0.5, "dead_after_tokens": 1}
+ACTIVATIONS: dict[str, dict[str, Any]] = {
+    "topk": {"kind": "topk", "k": K, **AUX},
+    "multi": {"kind": "topk", "k": K, "multi_k": 9, "multi_coefficient": 0.25, **AUX},
+    "batch": {"kind": "batch_topk", "k": K, **AUX},
+    "matryoshka": {"kind": "matryoshka_batch_topk", "k": K, "prefixes": [0.2, 0.5, 1.0], **AUX},
+}
+SHAPES: dict[str, dict[str, Any]] = {
+    "sae": {},
+    "tied": {"tied": True},
+    "transcoder": {"targets": ["b"]},
+    "skip": {"targets": ["b"], "skip": True},
+    "crosscoder": {"sources": ["a", "b"]},
+}
+LAYERS: dict[str, Any] = {"sources": ["a", "b"], "targets": ["c", "d"], "groups": "cross_layer", "skip": True}
 
 
-def rows(kind: str) -> tuple[torch.Tensor, torch.Tensor]:
-    generator = torch.Generator().manual_seed(5)
-    x = torch.randn(B, D, generator=generator) + 0.3
-    return x, x if kind == "sae" else torch.randn(B, D + 2, generator=generator)
+def kept_by(kind: str, pre: torch.Tensor) -> torch.Tensor:
+    """Codes as the papers write them: positive values among the largest of the row or of the batch."""
+    positive = pre.relu()
+    if kind in ("topk", "multi"):
+        return positive * (pre >= pre.topk(K, dim=1).values[:, -1:])
+    return positive * (positive >= positive.flatten().topk(K * len(pre)).values[-1])
 
 
-def paper_loss(
-    dictionary: Dictionary, x: torch.Tensor, y: torch.Tensor, dead: torch.Tensor, aux_k: int
-) -> torch.Tensor:
-    """Gao et al. 2024, written out: dense codes, autograd everywhere."""
+def paper_loss(kind: str, dictionary: Dictionary, x: torch.Tensor, y: torch.Tensor, dead: torch.Tensor) -> torch.Tensor:
     z = x - dictionary.b_dec if dictionary.centres_input else x
     pre = z @ dictionary.encoder.T + dictionary.b_enc
-
-    def largest(scores: torch.Tensor, k: int) -> torch.Tensor:
-        values, indices = scores.topk(k, dim=1)
-        return torch.zeros_like(scores).scatter(1, indices, values.relu())
-
-    y_hat = largest(pre, 4) @ dictionary.decoder + dictionary.b_dec
+    codes = kept_by(kind, pre)
+    offset = dictionary.b_dec
     if dictionary.skip is not None:
-        y_hat = y_hat + x @ dictionary.skip.T
-    variance = (y - y.mean(0)).square().sum()
-    loss = (y - y_hat).square().sum()
-    num_slots = min(aux_k, int(dead.sum()))
+        offset = offset + x @ dictionary.skip.T
+    ends = [8, 20, F] if kind == "matryoshka" else [F]
+    errors = [y - offset - codes[:, :end] @ dictionary.decoder[:end] for end in ends]
+    loss = sum(error.square().sum() for error in errors) / len(ends)
+    if kind == "multi":
+        more = pre.relu() * (pre >= pre.topk(9, dim=1).values[:, -1:])
+        loss = loss + 0.25 * (y - offset - more @ dictionary.decoder).square().sum()
+    num_slots = min(6, int(dead.sum()))
     if num_slots:
-        missing = (y - y_hat).detach()
-        r_hat = largest(pre.masked_fill(~dead, -1e9), num_slots) @ dictionary.decoder
-        loss = loss + COEFFICIENT * num_slots / aux_k * (missing - r_hat).square().sum()
-    return loss / variance
+        scores = pre.masked_fill(~dead, -1e9)
+        revived = scores.relu() * (scores >= scores.topk(num_slots, dim=1).values[:, -1:])
+        missing = errors[-1].detach() - revived @ dictionary.decoder
+        loss = loss + 0.5 * num_slots / 6 * missing.square().sum()
+    return loss / (y - y.mean(0)).square().sum()
 
 
-@pytest.mark.parametrize("kernels", [TorchKernels(), CompiledKernels(2)], ids=["torch", "compiled"])
-@pytest.mark.parametrize("num_dead", [0, 3, 15])
-@pytest.mark.parametrize("kind", ["sae", "transcoder", "skip"])
-def test_gradient_is_that_of_the_papers_loss(kind: str, num_dead: int, kernels: Kernels) -> None:
-    dictionary, (x, y) = build(kind), rows(kind)
+def require_paper(kind: str, shape: dict[str, Any], num_dead: int, kernels: Kernels, dtype: torch.dtype) -> None:
+    dictionary = build(ACTIVATIONS[kind], dtype=dtype, **shape)
+    x, y = rows(dictionary)
     dead = torch.zeros(F, dtype=torch.bool)
     dead[:num_dead] = True
-    loss = paper_loss(dictionary, x, y, dead, 6)
-    names, parameters = zip(*dictionary.named_parameters(), strict=True)
-    expected = dict(zip(names, torch.autograd.grad(loss, parameters), strict=True))
-    # The constraint: no radial part in the decoder's gradient.
-    radial = (expected["decoder"] * dictionary.decoder.detach()).sum(1, keepdim=True)
-    expected["decoder"] = expected["decoder"] - radial * dictionary.decoder.detach()
-
-    flat = flat_gradients(dictionary)
-    objective = TopKObjective(dictionary, dictionary.spec.activation, kernels)  # type: ignore[arg-type]
-    totals = BatchTotals(y.shape[1], F, torch.device("cpu"))
-    totals.add_targets(y)
-    for part in (slice(0, 20), slice(20, B)):
-        objective.accumulate(x[part], y[part], dead, totals, 0.0)
-    normaliser = objective.normaliser(totals, B)
-    flat.div_(normaliser)
-    objective.complete_gradients()
-
-    assert objective.loss_sum(totals, 0.0) / normaliser == pytest.approx(loss.item(), rel=1e-5)
+    loss = paper_loss(kind, dictionary, x, y, dead)
+    expected = autograd_of(dictionary, loss)
     for name, parameter in dictionary.named_parameters():
-        torch.testing.assert_close(gradient(parameter), expected[name], rtol=1e-5, atol=1e-7, msg=name)
-
-
-def test_totals_are_counts_of_this_batch() -> None:
-    dictionary, (x, y) = build("sae"), rows("sae")
-    flat_gradients(dictionary)
-    objective = TopKObjective(dictionary, dictionary.spec.activation, TorchKernels())  # type: ignore[arg-type]
-    totals = BatchTotals(D, F, torch.device("cpu"))
-    totals.add_targets(y)
-    objective.accumulate(x, y, torch.zeros(F, dtype=torch.bool), totals, 0.0)
-    codes = dictionary.codes_dense(x)
+        parameter.grad = expected[name]
+    # ``test_blocks`` has this one written out.
+    dictionary.zero_outside_blocks(of_gradients=True)
+    measured, gradients, totals = measure(dictionary, x, y, dead=dead, kernels=kernels)
+    tolerance = {torch.float32: 1e-4, torch.float64: 1e-9}[dtype]
+    assert measured == pytest.approx(loss.item(), rel=tolerance)
+    for name, grad in gradients.items():
+        torch.testing.assert_close(grad, expected[name], rtol=tolerance, atol=tolerance / 10, msg=name)
+    pre = dictionary.pre_activations(x)
+    codes = kept_by(kind, pre)
     assert float(totals.num_active) == int((codes > 0).sum())
     assert totals.fired.tolist() == (codes > 0).sum(0).tolist()
-    assert totals.variance(B) == pytest.approx(float((y - y.mean(0)).square().sum()), rel=1e-5)
-    assert float(totals.error) == pytest.approx((dictionary(x) - y).square().sum().item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("num_dead", [0, 3, 15])
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("kind", ACTIVATIONS)
+def test_gradient_is_that_of_the_papers_loss(kind: str, shape: str, num_dead: int) -> None:
+    require_paper(kind, SHAPES[shape], num_dead, TorchKernels(), torch.float64)
+
+
+@pytest.mark.parametrize("kind", ACTIVATIONS)
+def test_compiled_kernels_give_the_same(kind: str) -> None:
+    for shape in ({}, {"tied": True}, SHAPES["skip"]):
+        require_paper(kind, shape, 3, CompiledKernels(2), torch.float32)
+
+
+@pytest.mark.parametrize("kind", ["topk", "multi", "batch"])
+def test_groups_of_latents_learn_in_their_blocks_only(kind: str) -> None:
+    require_paper(kind, LAYERS, 3, TorchKernels(), torch.float64)
 
 
 def test_decoder_rows_stay_on_the_unit_sphere() -> None:
-    dictionary = build("sae")
+    dictionary = build(ACTIVATIONS["topk"])
+    x, y = rows(dictionary)
+    measure(dictionary, x, y)
+    constraint.make_tangential(dictionary)
+    assert dictionary.decoder.grad is not None
+    radial = (dictionary.decoder.grad * dictionary.decoder).sum(1)
+    torch.testing.assert_close(radial, torch.zeros_like(radial), atol=1e-12, rtol=0)
     with torch.no_grad():
         dictionary.decoder.mul_(3)
-    TopKObjective(dictionary, dictionary.spec.activation, TorchKernels()).project_weights()  # type: ignore[arg-type]
-    torch.testing.assert_close(dictionary.decoder.norm(dim=1), torch.ones(F))
+    constraint.normalise(dictionary)
+    torch.testing.assert_close(dictionary.decoder.norm(dim=1), torch.ones(F, dtype=torch.float64))

@@ -11,7 +11,8 @@ from pipeline.training import trainer as trainer_module
 from pipeline.training.kernels import TorchKernels
 from pipeline.training.trainer import DictionaryTrainer
 from pipeline.training.world import SingleWorld
-from schemas.dictionary import DictionarySpec, TopK
+from schemas.activation import TopK
+from schemas.dictionary import DictionarySpec
 
 D, F, B = 8, 20, 32
 

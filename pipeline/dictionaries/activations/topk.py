@@ -1,0 +1,33 @@
+"""f = the k largest of max(0, pre) in each row (Gao et al. 2024, arXiv 2406.04093, equation 4).
+
+Letters: B rows, F latents, K active latents of a row.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from pipeline.dictionaries.codes import SparseCodes
+
+
+def topk(pre_BF: torch.Tensor, k: int) -> SparseCodes:
+    """The k largest pre-activations, negative ones cut to 0.
+
+    ReLU after the selection gives what ReLU before it gives, without a pass over all of ``pre_BF``.
+    """
+    values_BK, indices_BK = torch.topk(pre_BF, k, dim=1, sorted=False)
+    return SparseCodes(values_BK.relu_(), indices_BK)
+
+
+class TopKActivation(nn.Module):
+    """See ``function.ActivationFunction``."""
+
+    def __init__(self, k: int) -> None:
+        super().__init__()
+        self.k = k
+
+    def encode(self, pre_BF: torch.Tensor, b_enc_F: torch.Tensor) -> SparseCodes:
+        """Sparse codes."""
+        del b_enc_F
+        return topk(pre_BF, self.k)

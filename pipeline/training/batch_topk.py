@@ -1,0 +1,115 @@
+"""BatchTopK (Bussmann et al. 2024, arXiv 2412.06410) and Matryoshka BatchTopK (Bussmann et al. 2025, arXiv 2503.17547).
+
+    f     = pre where it is among the k * rows largest positive values of the global batch, else 0
+    y^_m  = b_dec + sum over the latents of prefix m of f_i W_dec,i                one prefix, all latents: BatchTopK
+    loss  = [ mean over m of sum ||y - y^_m||^2 + c * s * sum ||r - r^||^2 ] / sum ||y - mean y||^2
+
+With e_m = y^_m - y, the latents of prefix m that are not in prefix m - 1 see the gradient
+2 / M * sum over n >= m of e_n, so the step stays sparse (``sparse.py``; the last term is AuxK).
+``activation.threshold``, which decides row by row when training is over, is the mean of the batches' smallest kept
+values, the first 1 / (1 - decay) of them alike.
+
+Letters: B rows, F latents, K active latents of a row, S and T widths of sources and targets, M prefixes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from pipeline.dictionaries.activations.batch_topk import BatchTopKActivation
+from pipeline.dictionaries.codes import SparseCodes
+from pipeline.dictionaries.dictionary import Dictionary
+from pipeline.training.batch_selection import BatchSelection
+from pipeline.training.kernels import Kernels
+from pipeline.training.objective import ClearMoments, StepFacts
+from pipeline.training.sparse import SparsePasses, squares
+from pipeline.training.totals import BatchTotals
+from schemas.activation import BatchTopK, MatryoshkaBatchTopK
+
+
+class BatchTopKObjective:
+    """See ``objective.Objective``."""
+
+    def __init__(self, dictionary: Dictionary, activation: BatchTopK | MatryoshkaBatchTopK, kernels: Kernels) -> None:
+        self._dictionary = dictionary
+        self._activation = activation
+        self._passes = SparsePasses(dictionary, kernels)
+        self._selection = BatchSelection(dictionary.num_latents)
+        shares = activation.prefixes if isinstance(activation, MatryoshkaBatchTopK) else [1.0]
+        self._ends = sorted({max(1, round(share * dictionary.num_latents)) for share in shares})
+
+    @property
+    def dead_after_tokens(self) -> int:
+        """See ``objective.Objective``."""
+        return self._activation.dead_after_tokens
+
+    @torch.no_grad()
+    def prepare(self, blocks: Sequence[torch.Tensor], facts: StepFacts) -> None:
+        """The selection of the global batch; the only use of all pre-activations."""
+        for bound in (self._selection.threshold / 2, 0.0):
+            # A generator: the buffer of pre-activations holds one block at a time.
+            found = (self._passes.pre_activations(self._dictionary.centred(x_BS)) for x_BS in blocks)
+            if self._selection.select(found, self._activation.k * facts.num_rows, bound, facts.world):
+                return
+
+    @torch.no_grad()
+    def accumulate(
+        self, block: int, x_BS: torch.Tensor, y_BT: torch.Tensor, totals: BatchTotals, facts: StepFacts
+    ) -> None:
+        """See ``objective.Objective``."""
+        codes = self._selection[block]
+        z_BS = self._dictionary.centred(x_BS)
+        parts = [_within(codes, start, end) for start, end in zip([0, *self._ends], self._ends, strict=False)]
+        error_BT = self._passes.offset(x_BS, y_BT)
+        errors = []
+        for part in parts:
+            self._passes.add_decoded(part, error_BT)
+            errors.append(error_BT if part is parts[-1] else error_BT.clone())
+        totals.error += squares(error_BT)
+        totals.penalty += sum((squares(one) for one in errors[:-1]), torch.zeros((), dtype=torch.float64))
+        self._passes.count(codes, totals)
+        grad_BT = torch.zeros_like(error_BT)
+        for part, one in zip(reversed(parts), reversed(errors), strict=True):
+            grad_BT.add_(one, alpha=2 / len(parts))
+            self._passes.backward(part, grad_BT, z_BS)
+        self._passes.backward_offset(grad_BT, x_BS)
+        if facts.dead.any():
+            dead = facts.dead.nonzero().squeeze(1)
+            pre_BD = torch.addmm(self._dictionary.b_enc[dead], z_BS, self._dictionary.encoder[dead].T)
+            self._passes.auxiliary(error_BT, z_BS, dead, pre_BD, self._activation, totals)
+
+    def normaliser(self, totals: BatchTotals, num_rows: int) -> float:
+        """The batch's total variance."""
+        return totals.variance(num_rows)
+
+    def loss_sum(self, totals: BatchTotals) -> float:
+        """See ``objective.Objective``; ``totals.auxiliary`` carries its factor s already."""
+        mean = (float(totals.error) + float(totals.penalty)) / len(self._ends)
+        return mean + self._activation.aux_coefficient * float(totals.auxiliary)
+
+    @torch.no_grad()
+    def complete_gradients(self) -> None:
+        """See ``objective.Objective``."""
+        self._passes.complete_gradients()
+
+    @torch.no_grad()
+    def finish(
+        self, blocks: Sequence[torch.Tensor], totals: BatchTotals, facts: StepFacts, clear_moments: ClearMoments
+    ) -> None:
+        """The running mean of the threshold."""
+        activation = self._dictionary.activation
+        assert isinstance(activation, BatchTopKActivation)
+        weight = max(1 - self._activation.threshold_decay, 1 / (facts.num_steps + 1))
+        activation.threshold.lerp_(activation.threshold.new_tensor(self._selection.threshold), weight)
+
+    def state(self) -> dict[str, torch.Tensor]:
+        """Nothing but the threshold, which is the dictionary's."""
+        return {}
+
+
+def _within(codes: SparseCodes, start: int, end: int) -> SparseCodes:
+    """Only the latents of start..end active."""
+    kept = (codes.indices >= start) & (codes.indices < end)
+    return SparseCodes(codes.values * kept, codes.indices)

@@ -1,0 +1,109 @@
+"""What the losses of sparse codes share: loss and gradient by hand, over active latents but for one product.
+
+    g = 2 (y^ - y)                      a = <g, W_dec[latent]> of each active slot
+    dW_dec[latent] += value * g         dW_enc[latent] += a * z         db_enc[latent] += a
+    db_dec  = sum g - db_enc W_enc      (the second term where the encoder subtracts b_dec)
+
+AuxK (Gao et al. 2024, arXiv 2406.04093, appendix A.2) adds c * s * ||r - r^||^2: r = y - y^ is held constant, r^
+decodes the k_aux largest pre-activations among dead latents, without b_dec; s = min(1, dead / k_aux) keeps a handful of
+dead latents from being driven by all of the error.
+
+Letters: B rows, F latents, K active latents of a row, S and T widths of sources and targets.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from pipeline.dictionaries import blocks
+from pipeline.dictionaries.activations.topk import topk
+from pipeline.dictionaries.codes import SparseCodes
+from pipeline.dictionaries.dictionary import Dictionary
+from pipeline.training.kernels import Kernels
+from pipeline.training.parameters import gradient
+from pipeline.training.totals import BatchTotals
+from schemas.activation import SelectedLatents
+
+
+class SparsePasses:
+    """Forward and backward of one dictionary's sparse half."""
+
+    def __init__(self, dictionary: Dictionary, kernels: Kernels) -> None:
+        self._dictionary = dictionary
+        self._kernels = kernels
+        # Reused between steps: giving a buffer of this size back costs more in page faults than the top-k costs.
+        self._pre_BF = dictionary.encoder.new_empty(0, dictionary.num_latents).detach()
+
+    def pre_activations(self, z_BS: torch.Tensor) -> torch.Tensor:
+        """[B, F], valid until the next call."""
+        dictionary = self._dictionary
+        if len(z_BS) > len(self._pre_BF):
+            self._pre_BF = z_BS.new_empty(len(z_BS), dictionary.num_latents)
+        out_BF = self._pre_BF[: len(z_BS)]
+        blocks.encode_into(out_BF, z_BS, dictionary.encoder, dictionary.b_enc, dictionary.blocks)
+        return out_BF
+
+    def offset(self, x_BS: torch.Tensor, y_BT: torch.Tensor) -> torch.Tensor:
+        """[B, T] error before any latent: b_dec + skip - y."""
+        error_BT = self._dictionary.b_dec - y_BT
+        if self._dictionary.skip is not None:
+            error_BT.addmm_(x_BS, self._dictionary.skip.T)
+        return error_BT
+
+    def add_decoded(self, codes: SparseCodes, out_BT: torch.Tensor) -> None:
+        """Add what the codes decode to."""
+        self._kernels.decode(codes, self._dictionary.decoder, out_BT)
+
+    def backward(self, codes: SparseCodes, grad_BT: torch.Tensor, z_BS: torch.Tensor) -> None:
+        """Add the gradients of encoder, b_enc and decoder for a gradient of the output."""
+        dictionary = self._dictionary
+        self._kernels.add_weight_gradients(
+            codes,
+            self._kernels.code_gradient(codes, dictionary.decoder, grad_BT),
+            grad_BT,
+            z_BS,
+            decoder_grad=gradient(dictionary.decoder),
+            encoder_grad=gradient(dictionary.encoder),
+            b_enc_grad=gradient(dictionary.b_enc),
+        )
+
+    def backward_offset(self, grad_BT: torch.Tensor, x_BS: torch.Tensor) -> None:
+        """Add the gradients of b_dec and of the skip."""
+        gradient(self._dictionary.b_dec).add_(grad_BT.sum(0))
+        if self._dictionary.skip is not None:
+            gradient(self._dictionary.skip).addmm_(grad_BT.T, x_BS)
+
+    def complete_gradients(self) -> None:
+        """The encoder's part of db_dec, once db_enc is the sum over all ranks."""
+        dictionary = self._dictionary
+        if dictionary.centres_input:
+            gradient(dictionary.b_dec).sub_(gradient(dictionary.b_enc) @ dictionary.encoder)
+
+    def auxiliary(
+        self, error_BT: torch.Tensor, z_BS: torch.Tensor, dead: torch.Tensor, pre_BD: torch.Tensor,
+        activation: SelectedLatents, totals: BatchTotals,
+    ) -> None:  # fmt: skip
+        """AuxK: ``dead`` int64 [D] latents, ``pre_BD`` their pre-activations."""
+        num_slots = min(activation.aux_k, len(dead))
+        if num_slots == 0 or activation.aux_coefficient == 0:
+            return
+        share = num_slots / activation.aux_k
+        found = topk(pre_BD, num_slots)
+        codes = SparseCodes(found.values, dead[found.indices])
+        # r - r^ = (y - y^) - r^ = -(error + r^), so the error grows by r^ and the gradient keeps its sign.
+        missing_BT = error_BT.clone()
+        self.add_decoded(codes, missing_BT)
+        totals.auxiliary += share * squares(missing_BT)
+        self.backward(codes, missing_BT.mul_(2 * share * activation.aux_coefficient), z_BS)
+
+    def count(self, codes: SparseCodes, totals: BatchTotals) -> None:
+        """Add to the counts of what fired."""
+        active_BK = codes.values > 0
+        totals.num_active += active_BK.sum()
+        totals.fired += torch.bincount(codes.indices[active_BK], minlength=self._dictionary.num_latents)
+
+
+def squares(rows_BT: torch.Tensor) -> torch.Tensor:
+    """Sum of squared norms, float64."""
+    total: torch.Tensor = torch.linalg.vecdot(rows_BT, rows_BT).sum(dtype=torch.float64)
+    return total
