@@ -30,6 +30,7 @@ from workers.execution import Execution, Figures
 from workers.pool import Loaded, WorkerPool, num_workers
 from workers.progress import Progress
 from workers.set_aside import GivenUp, given_up
+from workers.stage_totals import StageTotals
 from workers.telemetry import Telemetry
 from workers.tokenise import map_parts
 
@@ -55,8 +56,10 @@ def run_collect(
     progress = progress or Progress()
     table = table or collect_table(spec, progress)
     tokenised = time.perf_counter()
-    figures = Figures()
-    passes, manifest = _collected(spec, table, figures, progress, actor_class)
+    figures, stages = Figures(), StageTotals()
+    passes, manifest = _collected(spec, table, figures, stages, progress, actor_class)
+    if words := stages.words(spec.output):
+        progress.note(f"{spec.name}: {words}")
     num_units = sum(one.of.num_units for one in passes)
     return {
         "tokens": passes[0].of.num_rows,
@@ -77,13 +80,19 @@ def run_collect(
             "load": figures.load_seconds,
             "collect": figures.work_seconds,
         },
+        "stages": stages.summary,
         "fingerprint": manifest.fingerprint,
         "table_fingerprint": table.fingerprint,
     }
 
 
 def _collected(
-    spec: CollectSpec, table: TokenTable, figures: Figures, progress: Progress, actor_class: type[Collector]
+    spec: CollectSpec,
+    table: TokenTable,
+    figures: Figures,
+    stages: StageTotals,
+    progress: Progress,
+    actor_class: type[Collector],
 ) -> tuple[list[Pending], Manifest]:
     """Carry out the plan, and anew where jobs that write to the store at the same time have changed what it must be."""
     passes = prepare(spec, table)
@@ -95,7 +104,7 @@ def _collected(
                 held(Objects(spec.output), spec.name) if needs_lease else nullcontext(),
                 given_up(spec.name, spec.output) as aside,
             ):
-                widths = [_run_pass(one, figures, progress, actor_class, aside) for one in passes]
+                widths = [_run_pass(one, figures, stages, progress, actor_class, aside) for one in passes]
                 aside.require_none()
                 # All of them first: more rows are shown once every hook point of the store has them.
                 manifests = [one.of.writer(width).finish() for one, width in zip(passes, widths, strict=True)]
@@ -129,7 +138,12 @@ def collect_table(spec: CollectSpec, progress: Progress) -> TokenTable:
 
 
 def _run_pass(
-    one: Pending, figures: Figures, progress: Progress, actor_class: type[Collector], aside: GivenUp
+    one: Pending,
+    figures: Figures,
+    stages: StageTotals,
+    progress: Progress,
+    actor_class: type[Collector],
+    aside: GivenUp,
 ) -> dict[str, int]:
     """Compute what is missing of one pass; hook point -> width."""
     units = one.units
@@ -163,14 +177,14 @@ def _run_pass(
             Execution(
                 name=name,
                 controller=controller,
-                pool=WorkerPool(one.of, limits, actor_class, "collect"),
+                pool=WorkerPool(one.of, limits, actor_class, "collect", calls_at_once=limits.units_in_flight),
                 figures=figures,
                 task=task,
                 progress=progress,
                 kept=kept,
                 amount=lambda done: done.num_rows,
                 first_ready=begin,
-                observers=[told],
+                observers=(told, stages),
             ).run()
         finally:
             told.ended()

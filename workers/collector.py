@@ -2,18 +2,21 @@
 
 ``Collector`` is an ordinary class, made an actor where it is started. Its constructor does nothing: the model is loaded
 by a method, so that an error of loading comes back as a value of its own and is not taken for a death. A collector
-writes its units straight to the store and returns a receipt of a few hundred bytes.
+writes its units straight to the store and returns a receipt of a few hundred bytes. Units that it is asked for at the
+same time overlap: while one is encoded and written, the next one is computed.
 """
 
 from __future__ import annotations
 
 import os
 import socket
+import threading
 import time
 from dataclasses import dataclass
 
 import torch
 
+from pipeline.collection.overlap import OverlappedCollector
 from pipeline.collection.prepare import CollectPass
 from pipeline.collection.unit import UnitCollector
 from pipeline.models.utilisation import flop_per_token, peak_flop_per_s
@@ -38,6 +41,8 @@ class Collector:
     def __init__(self, name: str) -> None:
         self._name = name
         self._collector: UnitCollector | None = None
+        self._stages: OverlappedCollector | None = None
+        self._opening = threading.Lock()
 
     def load(self, one: CollectPass, num_threads: int) -> Loaded:
         """Load the model and join the store."""
@@ -60,10 +65,17 @@ class Collector:
         )
 
     def collect(self, unit: int, attempt: int) -> Receipt:
-        """Compute one unit; returns when the ledger has it."""
-        assert self._collector is not None, "load comes first"
+        """Compute one unit; returns when the ledger has it. From any number of threads."""
         started = time.perf_counter()
-        entry = self._collector.collect(unit, attempt)
+        collected = self._overlapped().submit(unit, attempt).result()
+        entry = collected.entry
         size_bytes = sum(receipt.size_bytes for receipt in entry.objects.values())
-        seconds = {**entry.seconds, "total": time.perf_counter() - started}
+        seconds = {**collected.seconds, "total": time.perf_counter() - started}
         return Receipt(unit, entry.num_rows, size_bytes, attempt, seconds)
+
+    def _overlapped(self) -> OverlappedCollector:
+        """The stages, whose threads end with the process."""
+        assert self._collector is not None, "load comes first"
+        with self._opening:
+            self._stages = self._stages or self._collector.overlapped()
+            return self._stages

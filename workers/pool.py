@@ -77,13 +77,17 @@ class WorkerPool:
     limits: CollectWorkers
     actor_class: type[Any]
     task: str
+    calls_at_once: int = 1
+    """Units that a worker is at work on at a time, each in a thread of its own; more wait."""
     _replicas: dict[int, Replica] = field(default_factory=dict)
     _calls: dict[Any, _Call] = field(default_factory=dict)
 
     def start(self, worker: int) -> None:
         """Start a replica and have it load; ``wait`` tells when it has."""
         name = f"{self.actor_class.__name__.lower()}-{worker}"
-        replica = start_replica(name, self.job, self.limits, self.actor_class, self.task)
+        replica = start_replica(
+            name, self.job, self.limits, self.actor_class, self.task, calls_at_once=self.calls_at_once
+        )
         self._replicas[worker] = replica
         self._expect(replica.loading, worker)
 

@@ -35,14 +35,17 @@ class Replica(Protocol):
         """End every process of the replica and give back where they were placed. May be called again."""
 
 
-def start_replica(name: str, job: Any, limits: CollectWorkers, actor_class: type[Any], task: str) -> Replica:
+def start_replica(
+    name: str, job: Any, limits: CollectWorkers, actor_class: type[Any], task: str, *, calls_at_once: int = 1
+) -> Replica:
     """Start a replica and have it load ``job``, which is picklable.
 
     ``actor_class`` has ``load(job, num_threads)``, and a method called ``task`` that takes a unit and the number of the
-    attempt and returns when the unit is committed.
+    attempt and returns when the unit is committed. ``calls_at_once`` of them run at a time, in threads.
     """
     num_threads = max(1, int(limits.cpus_per_worker))
-    actor: Any = ray.remote(actor_class).options(**actor_options(limits)).remote(name)
+    options = {**actor_options(limits), "max_concurrency": calls_at_once}
+    actor: Any = ray.remote(actor_class).options(**options).remote(name)
     return _OneActor(actor, task, [actor.load.remote(job, num_threads)])
 
 
