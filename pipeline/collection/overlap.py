@@ -24,20 +24,21 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
-from typing import Self, TypeVar
+from typing import Any, Generic, Self, TypeVar
 
 import torch
 
 from pipeline.collection.plan import Batch
 from pipeline.collection.seconds import Stage
 from pipeline.collection.staging import Staged, Staging, open_staging
-from pipeline.collection.unit_run import Collected, Kept, UnitRun, empty_rows, first_rows
+from pipeline.collection.unit_run import Kept, UnitRun, empty_rows, first_rows
 from pipeline.store.parallel import MapBlocks
 from pipeline.store.unit_part import EncodedPart
 from pipeline.store.writer import StoreWriter
 from schemas.errors import JobError
 
 Result = TypeVar("Result")
+Ended = TypeVar("Ended")
 
 UNITS_HELD = 2
 """Units whose rows are in memory: one that the forward fills, one that is encoded and written."""
@@ -48,11 +49,21 @@ REMOTE_WRITERS = 4
 """Threads that create objects in remote storage, whose answers take long. A disk is written by one."""
 
 
-class OverlappedCollector:
+class OverlappedCollector(Generic[Ended]):
     """Collects the units that are submitted, several at a time. Final; ``submit`` from any thread, ``close`` once."""
 
-    def __init__(self, begin: Callable[[int, int], UnitRun], writer: StoreWriter, device: torch.device) -> None:
-        """``begin(unit, attempt)`` gives the run of one unit into ``writer``'s store; the network is on ``device``."""
+    def __init__(
+        self,
+        begin: Callable[[int, int], UnitRun],
+        writer: StoreWriter,
+        device: torch.device,
+        end: Callable[[UnitRun], Ended],
+    ) -> None:
+        """``begin(unit, attempt)`` gives the run of one unit into ``writer``'s store; the network is on ``device``.
+
+        ``end`` is done with a unit whose hook points are all written, and gives its result: ``UnitRun.commit``.
+        """
+        self._end = end
         self._begin = begin
         self._writer = writer
         self._device = device
@@ -61,13 +72,15 @@ class OverlappedCollector:
         self._num_writers = 1 if writer.objects.is_local else REMOTE_WRITERS
         self._room: queue.Queue[Kept] = queue.Queue()
         self._num_rooms = 0
-        self._to_read: queue.Queue[_Job | None] = queue.Queue(1)
-        self._to_forward: queue.Queue[_Job | None] = queue.Queue(1)
-        self._to_copy: queue.Queue[tuple[_Job, Batch, Staged] | _Job | None] = queue.Queue(BATCHES_WAITING)
-        self._to_encode: queue.Queue[_Job | None] = queue.Queue(UNITS_HELD)
-        self._to_write: queue.Queue[tuple[_Job, str, EncodedPart | None] | None] = queue.Queue(ENCODED_WAITING)
+        self._to_read: queue.Queue[_Job[Ended] | None] = queue.Queue(1)
+        self._to_forward: queue.Queue[_Job[Ended] | None] = queue.Queue(1)
+        self._to_copy: queue.Queue[tuple[_Job[Ended], Batch, Staged] | _Job[Ended] | None] = queue.Queue(
+            BATCHES_WAITING
+        )
+        self._to_encode: queue.Queue[_Job[Ended] | None] = queue.Queue(UNITS_HELD)
+        self._to_write: queue.Queue[tuple[_Job[Ended], str, EncodedPart | None] | None] = queue.Queue(ENCODED_WAITING)
         self._threads: list[threading.Thread] = []
-        self._jobs: set[_Job] = set()
+        self._jobs: set[_Job[Ended]] = set()
         self._lock = threading.Lock()
         self._submitting = threading.Lock()
         self._is_closed = False
@@ -78,13 +91,13 @@ class OverlappedCollector:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def submit(self, unit: int, attempt: int = 0) -> Future[Collected]:
+    def submit(self, unit: int, attempt: int = 0) -> Future[Ended]:
         """Begin a unit behind those that were submitted before; waits while the stages have no room for it.
 
         The result is there once the unit is committed; its exception is the error of the stage that failed.
         """
         with self._submitting:
-            job = _Job(self._begin(unit, attempt))
+            job: _Job[Ended] = _Job(self._begin(unit, attempt))
             job.run.seconds.num_threads = {"write": self._num_writers}
             with self._lock:
                 assert not self._is_closed, "submit after close"
@@ -163,6 +176,8 @@ class OverlappedCollector:
                     clock.passed(job)
                     self._to_write.put((job, hook, part))
                     part = None
+                if not job.run.hook_points:
+                    self._to_write.put((job, "", None))
         for _ in range(self._num_writers):
             self._to_write.put(None)
 
@@ -178,16 +193,16 @@ class OverlappedCollector:
                 self._finish(job)
                 clock.passed(job)
 
-    def _finish(self, job: _Job) -> None:
+    def _finish(self, job: _Job[Ended]) -> None:
         """All hook points of a unit have passed: commit it unless one failed, and take its memory back."""
-        collected = job.step(job.run.commit)
+        ended = job.step(partial(self._end, job.run))
         if job.run.kept:
             self._room.put(job.room)
         with self._lock:
             self._jobs.discard(job)
-        job.finish(collected)
+        job.finish(ended)
 
-    def _give_room(self, job: _Job) -> None:
+    def _give_room(self, job: _Job[Ended]) -> None:
         """Memory for the rows of a unit, from one that is committed where there is no more; waits for that."""
         if self._num_rooms < UNITS_HELD and self._room.empty():
             job.room = empty_rows(self._writer, min(self._writer.record.shard_rows, self._writer.num_rows))
@@ -197,15 +212,15 @@ class OverlappedCollector:
         job.run.kept = first_rows(job.room, job.run.num_rows)
 
 
-class _Job:
+class _Job(Generic[Ended]):
     """A unit on its way through the stages."""
 
     def __init__(self, run: UnitRun) -> None:
         self.run = run
-        self.future: Future[Collected] = Future()
+        self.future: Future[Ended] = Future()
         self.room: Kept = {}
         self._error: BaseException | None = None
-        self._num_left = len(run.hook_points)
+        self._num_left = max(1, len(run.hook_points))
         self._lock = threading.Lock()
 
     def step(self, do: Callable[[], Result], *, even_if_failed: bool = False) -> Result | None:
@@ -229,10 +244,10 @@ class _Job:
             self._num_left -= 1
             return self._num_left == 0
 
-    def finish(self, collected: Collected | None) -> None:
+    def finish(self, ended: Ended | None) -> None:
         """Nothing of the unit is under way any more."""
-        if collected is not None:
-            self.future.set_result(collected)
+        if ended is not None:
+            self.future.set_result(ended)
         else:
             assert self._error is not None
             self.future.set_exception(self._error)
@@ -245,7 +260,7 @@ class _Clock:
         self._stage = stage
         self._mark = time.perf_counter()
 
-    def passed(self, job: _Job) -> None:
+    def passed(self, job: _Job[Any]) -> None:
         """The time since the last call was the job's."""
         now = time.perf_counter()
         job.run.seconds.time(self._stage, now - self._mark)

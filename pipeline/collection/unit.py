@@ -75,9 +75,9 @@ class UnitCollector:
         """One attempt at a unit, of which nothing is done yet."""
         return UnitRun(self.table, self.forward, self.writer, self.worker, unit, attempt)
 
-    def overlapped(self) -> OverlappedCollector:
+    def overlapped(self) -> OverlappedCollector[Collected]:
         """The same for a stream of units. While it is open, its threads alone use the model."""
-        return OverlappedCollector(self.begin, self.writer, self.forward.device)
+        return OverlappedCollector(self.begin, self.writer, self.forward.device, UnitRun.commit)
 
 
 def collect_units(collector: UnitCollector, units: Iterable[int]) -> Iterator[LedgerEntry]:

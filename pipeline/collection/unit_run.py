@@ -18,11 +18,11 @@ from typing import Protocol
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from pipeline.collection.plan import Batch, unit_batches
 from pipeline.collection.seconds import Stage, StageSeconds
 from pipeline.collection.staging import Staged, Staging
-from pipeline.models.forward import ActivationForward
 from pipeline.store.ledger import warn_if_different
 from pipeline.store.parallel import MapBlocks
 from pipeline.store.rows import TokenRows
@@ -45,6 +45,22 @@ class RowSource(Protocol):
         """``(first, last)``: [start, stop) widened to whole contexts."""
 
 
+class Network(Protocol):
+    """What a unit's batches are run through, for example an ``ActivationForward``."""
+
+    def run(self, token_ids: Tensor, lengths: Tensor) -> dict[str, Tensor]:
+        """Activations [B, L, D] of the hook points that this process computes."""
+
+
+@dataclass(frozen=True)
+class UnitParts:
+    """What one process has written of a unit. Picklable and small."""
+
+    written: Mapping[str, WrittenPart] | None
+    """By hook point; None where the unit was found committed and nothing was written."""
+    seconds: dict[str, float]
+
+
 @dataclass(frozen=True)
 class Collected:
     """A committed unit."""
@@ -60,7 +76,7 @@ class UnitRun:
     """One attempt at one unit. Steps of one stage come from one thread at a time, but for ``write``."""
 
     source: RowSource
-    network: ActivationForward
+    network: Network
     writer: StoreWriter
     worker: str
     unit: int
@@ -126,6 +142,12 @@ class UnitRun:
             if self._winner is None:
                 self._written[hook] = self._part(hook).create(part)
 
+    def parts(self) -> UnitParts:
+        """What is written, for the process that commits the unit where several compute it."""
+        if self.hook_points:
+            return UnitParts(None if self._winner is not None else self._written, self.seconds.figures())
+        return UnitParts({}, self.seconds.figures())
+
     def commit(self) -> Collected:
         """Commit the unit, all of whose hook points are written."""
         if self._winner is not None:
@@ -136,7 +158,7 @@ class UnitRun:
             entry = self.writer.commit(
                 self.unit,
                 self._written,
-                self._tokens,
+                self.tokens,
                 worker=self.worker,
                 attempt=self.attempt,
                 seconds=self.seconds.figures(),
@@ -147,17 +169,18 @@ class UnitRun:
         """Once, before anything is written: has another attempt committed the unit?"""
         with self._lock:
             if not self._is_looked_up:
-                self.writer.require_unit(self.unit, self.kept, self._tokens)
+                self.writer.require_unit(self.unit, self.kept, self.tokens)
                 self._winner = self.writer.ledger.read(self.unit)
                 self._is_looked_up = True
 
     @property
-    def _tokens(self) -> TokenRows:
+    def tokens(self) -> TokenRows:
+        """The unit's rows, once they are read."""
         assert self._covering is not None
         return self._covering.slice(self._start, self._start + self.num_rows)
 
     def _part(self, hook: str) -> UnitPart:
-        return self.writer.part(self.unit, hook, self._tokens)
+        return self.writer.part(self.unit, hook, self.tokens)
 
     @contextmanager
     def _timed(self, stage: Stage) -> Iterator[None]:
