@@ -19,7 +19,9 @@ from pipeline import logs
     "--dtype", type=click.Choice(["bfloat16", "float16", "float32", "int8", "float8_e4m3"]), default=None,
     help="None: that of the source; float32 for sae-lens.",
 )  # fmt: skip
-@click.option("--codec", type=click.Choice(["none", "zstd", "bf16"]), default=None, help="None: that of the source.")
+@click.option(
+    "--codec", type=click.Choice(["none", "zstd", "bf16", "sparse"]), default=None, help="None: that of the source."
+)
 @click.option("--lossy", is_flag=True, help="Accept a dtype that cannot hold every value of the source.")
 @click.option("--hook-points", default="", metavar="A,B", help="None: all of the source's.")
 @click.option("--rows", default="", metavar="START:STOP", help="Only these rows.")

@@ -32,7 +32,8 @@ class Storage(Spec):
     """Rows in one shard: one unit of work, one object, one PUT. A multiple of ``chunk_rows``."""
     codec: Codec = "none"
     """``none``: fastest on local disks, memory-mapped. ``zstd``: Blosc byte shuffle + zstd level 1, for slow links.
-    ``bf16``: entropy-coded exponents, of dtype bfloat16 only. Layout ``arrow`` has ``none`` only."""
+    ``bf16``: entropy-coded exponents, of dtype bfloat16 only. ``sparse``: exact zeros left out, for neurons behind a
+    ReLU and the like; chunks with few zeros stay as they are. Layout ``arrow`` has ``none`` only."""
 
     @model_validator(mode="after")
     def _loss_is_asked_for(self) -> Self:

@@ -15,7 +15,7 @@ Dtype = Literal["bfloat16", "float16", "float32", "int8", "float8_e4m3"]
 Layout = Literal["zarr", "arrow"]
 """How the objects of a store are encoded."""
 
-Codec = Literal["none", "zstd", "bf16"]
+Codec = Literal["none", "zstd", "bf16", "sparse"]
 """How chunks are compressed."""
 
 LOSSY: frozenset[Dtype] = frozenset({"int8", "float8_e4m3"})
@@ -131,7 +131,8 @@ Url = Annotated[str, StringConstraints(min_length=1, strip_whitespace=True), Aft
 """A local path or any URL that fsspec opens, without credentials: ``runs/a``, ``s3://bucket/key``, ``memory://x``."""
 
 HookPoint = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.:\-]+$")]
-"""A TransformerLens hook name (``blocks.3.hook_resid_post``) or ``module:<path>:in|out``."""
+"""A TransformerLens hook name (``blocks.3.hook_resid_post``, ``blocks.3.attn.hook_z``, ``blocks.3.mlp.hook_post``) or
+``module:<path>:in|out``; with ``.grad`` behind it the gradient of the loss at that point. See docs/models.md."""
 
 _NAME = r"[A-Za-z0-9][A-Za-z0-9_.\-]{0,63}"
 

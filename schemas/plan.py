@@ -106,7 +106,8 @@ class StorePlan(Spec):
     flop: NonNegativeFloat
     """Floating-point operations of the forwards, padding left out."""
     unit_memory_bytes: NonNegativeInt
-    """What a worker holds of rows at a time, beside its model."""
+    """What a worker holds of rows at a time, beside its model; with gradients also what a batch of ``batch_tokens``
+    keeps for the way back."""
 
 
 class TimePlan(Spec):

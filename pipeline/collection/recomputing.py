@@ -20,7 +20,7 @@ import torch
 from pydantic import ValidationError
 
 from pipeline.collection.unit import RowSource, UnitCollector
-from pipeline.models.forward import ActivationForward
+from pipeline.models.forward import ActivationForward, needs_head
 from pipeline.models.load import load_model
 from pipeline.store import layout
 from pipeline.store.objects import Objects
@@ -94,10 +94,11 @@ class Recomputer:
         """
         # As many threads as a worker of the job had: another number can change low bits.
         torch.set_num_threads(max(1, int(spec.workers.cpus_per_worker)))
-        loaded = load_model(spec.model)
+        hook_points = tuple(pass_record.hook_points)
+        loaded = load_model(spec.model, with_head=needs_head(hook_points))
         remedy = "Give the model that made the store (--model PATH)."
         require_equal(record.identity["model"], loaded.identity, where="the model", remedy=remedy)
-        forward = ActivationForward(loaded, tuple(pass_record.hook_points))
+        forward = ActivationForward(loaded, hook_points, context_length=spec.tokens.packing.context_length)
         writer = StoreWriter(Objects("memory://none"), record, pass_record, layout.pass_id(pass_record), num_rows)
         return cls(UnitCollector(forward, rows, writer, f"repair@{socket.gethostname()}"))
 

@@ -19,7 +19,7 @@ from pipeline.collection.overlap import UNITS_HELD, OverlappedCollector
 from pipeline.collection.prepare import CollectPass
 from pipeline.collection.staging import open_staging
 from pipeline.collection.unit_run import Collected, RowSource, UnitRun, empty_rows
-from pipeline.models.forward import ActivationForward
+from pipeline.models.forward import ActivationForward, needs_head
 from pipeline.models.load import load_model
 from pipeline.store.writer import StoreWriter
 from pipeline.tokens.table import TokenTable
@@ -47,14 +47,15 @@ class UnitCollector:
             HookPointError: the model lacks a hook point; nothing is written.
             MismatchError: the model here is not the one that the job was planned with, or the store is another's.
         """
-        loaded = load_model(one.spec.model)
+        loaded = load_model(one.spec.model, with_head=needs_head(one.hook_points))
         require_equal(
             one.record.identity["model"],
             loaded.identity,
             where=f"the model that worker {worker} loaded",
             remedy="Every machine must see the same files at model.path.",
         )
-        forward = ActivationForward(loaded, one.hook_points)
+        length = one.spec.tokens.packing.context_length
+        forward = ActivationForward(loaded, one.hook_points, context_length=length)
         return cls(forward, table or TokenTable.open(one.table_url), one.writer(forward.widths), worker)
 
     def collect(self, unit: int, attempt: int = 0) -> LedgerEntry:

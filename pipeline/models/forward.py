@@ -6,30 +6,32 @@ Shapes: B batch rows, L context length, D width at a hook point.
 2. A probe of a few tokens finds the widths, checks the residual sums that the names promise, finds points that the
    network overwrites in place, and whether padding could change the rows before it.
 3. ``run`` taps the points and leaves the forward by an exception as soon as the last one is reached; what comes behind
-   it in its block, the final norm and the head never run.
+   it in its block, the final norm and the head never run. Where gradients are wanted, all of them run, and back
+   (``gradients.py``).
 """
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack, suppress
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from pipeline.models.hooks import HookSite, block_sites, find_blocks, resolve, tap
+from pipeline.models.copies import with_layers
+from pipeline.models.gradients import GradientTaker, needs_head
+from pipeline.models.hooks import GRADIENT, HookSite, block_sites, find_blocks, is_gradient, resolve
 from pipeline.models.load import LoadedModel
+from pipeline.models.tapping import capture
 from schemas.errors import HookPointError, ModelError
+
+__all__ = ["ActivationForward", "capture", "cut_after", "needs_head", "run_backbone"]
 
 PROBE_IDS = ((0, 0), (0, 1))
 """Contexts that a network is tried on: they begin alike and end unlike."""
+_LOOKS_AHEAD = ("masked_lm", "encoder")
 # Above the rounding of matrix products of another batch shape, far below what another token does to a row.
 _SAME_RELATIVE = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 3e-2}
-
-
-class _AllCapturedError(Exception):
-    """Leaves a forward whose remaining layers nobody asked for."""
 
 
 class ActivationForward:
@@ -37,22 +39,30 @@ class ActivationForward:
 
     Raises:
         HookPointError: an unknown hook point; one that gives no ``[B, L, D]`` tensor; a block that does not add up as
-            its structure says.
-        ModelError: the network gives NaN or Inf on the probe.
+            its structure says; a gradient at a point that the network overwrites in place.
+        ModelError: the network gives NaN or Inf on the probe; gradients of a model that was loaded without its head.
     """
 
-    def __init__(self, loaded: LoadedModel, hook_points: Sequence[str]) -> None:
+    def __init__(self, loaded: LoadedModel, hook_points: Sequence[str], *, context_length: int = 0) -> None:
+        """``context_length``: no context will be longer; only attention patterns need it, as their width. A model with
+        hook points that ``needs_head`` must have been loaded with its head."""
         assert hook_points, "at least one hook point"
-        self._sites = resolve(loaded.backbone, list(dict.fromkeys(hook_points)))
-        self._network = cut_after(loaded.backbone, self._sites)
+        self._names = list(dict.fromkeys(hook_points))
+        points = dict.fromkeys(name.removesuffix(GRADIENT) for name in self._names)
+        self._sites = resolve(loaded.backbone, list(points), context_length=context_length)
+        gradients = [name.removesuffix(GRADIENT) for name in self._names if is_gradient(name)]
+        self._taker = GradientTaker(loaded, self._sites, gradients) if gradients else None
+        self._network = loaded.backbone if gradients else cut_after(loaded.backbone, self._sites)
         self._device = loaded.device
         self._takes_mask = loaded.spec.kind != "module"
         self._mutated: set[str] = set()
         self._tolerance = _SAME_RELATIVE[loaded.dtype]
         probe = self._probe()
-        self.widths: dict[str, int] = {name: tensor.shape[2] for name, tensor in probe.items()}
+        self.widths: dict[str, int] = {name: probe[name].shape[2] for name in self._names}
         """Width D of each hook point, in the order asked for."""
-        self.padding_safe = loaded.spec.kind != "masked_lm" and all(map(self._causal, probe.values()))
+        self.padding_safe = loaded.spec.kind not in _LOOKS_AHEAD and all(
+            self._causal(tensor) for name, tensor in probe.items() if not is_gradient(name)
+        )
         """Rows do not change with what stands behind them, so padding needs no mask."""
         _check_sums(self._network, self._sites, self._run_network, self._device, self._tolerance)
 
@@ -77,11 +87,13 @@ class ActivationForward:
         assert lengths.shape == token_ids.shape[:1]
         token_ids = token_ids.to(self._device)
         if self.padding_safe or bool((lengths == token_ids.shape[1]).all()):
-            return self._captured(token_ids, None)
-        if self._takes_mask:
+            found = self._captured(token_ids, None, lengths)
+        elif self._takes_mask:
             steps = torch.arange(token_ids.shape[1], device=self._device)
-            return self._captured(token_ids, (steps < lengths.to(self._device)[:, None]).long())
-        return self._by_length(token_ids, lengths)
+            found = self._captured(token_ids, (steps < lengths.to(self._device)[:, None]).long(), lengths)
+        else:
+            found = self._by_length(token_ids, lengths)
+        return {name: found[name] for name in self._names}
 
     def _by_length(self, token_ids: Tensor, lengths: Tensor) -> dict[str, Tensor]:
         """A module that takes no mask and looks ahead sees only contexts of one length at a time, unpadded."""
@@ -89,35 +101,45 @@ class ActivationForward:
         whole: dict[str, Tensor] = {}
         for length in sorted(set(lengths.tolist())):
             rows = (lengths == length).nonzero().squeeze(1).to(self._device)
-            for name, tensor in self._captured(token_ids[rows, :length], None).items():
+            for name, tensor in self._captured(token_ids[rows, :length], None, lengths[rows.cpu()]).items():
                 if name not in whole:
                     whole[name] = tensor.new_zeros((batch, context, tensor.shape[2]))
                 whole[name][rows, :length] = tensor
         return whole
 
-    def _captured(self, token_ids: Tensor, mask: Tensor | None) -> dict[str, Tensor]:
+    def _captured(self, token_ids: Tensor, mask: Tensor | None, lengths: Tensor) -> dict[str, Tensor]:
         """One forward; a second one with copies if the network wrote into a captured tensor after it was taken."""
-        captured, mutated = capture(lambda: self._run_network(token_ids, mask), self._sites, copied=self._mutated)
+        captured, mutated = self._capture(token_ids, mask, lengths)
         if mutated:
             self._mutated |= mutated
-            captured, mutated = capture(lambda: self._run_network(token_ids, mask), self._sites, copied=self._mutated)
-            assert not mutated
+            captured, mutated = self._capture(token_ids, mask, lengths)
+            if mutated:
+                name = min(mutated) + GRADIENT
+                raise HookPointError(f"hook point {name!r}: the network overwrites the activation there in place")
         return captured
 
-    def _run_network(self, token_ids: Tensor, mask: Tensor | None) -> None:
-        run_backbone(self._network, token_ids, mask, takes_mask=self._takes_mask)
+    def _capture(self, token_ids: Tensor, mask: Tensor | None, lengths: Tensor) -> tuple[dict[str, Tensor], set[str]]:
+        def run() -> Any:
+            return self._run_network(token_ids, mask)
+
+        if self._taker is not None:
+            return self._taker.run(run, token_ids, lengths.to(self._device), copied=self._mutated)
+        return capture(run, self._sites, copied=self._mutated)
+
+    def _run_network(self, token_ids: Tensor, mask: Tensor | None) -> object:
+        return run_backbone(self._network, token_ids, mask, takes_mask=self._takes_mask)
 
     @torch.no_grad()
     def _probe(self) -> dict[str, Tensor]:
         token_ids = torch.tensor(PROBE_IDS, device=self._device)
-        captured = self._captured(token_ids, None)
-        for site in self._sites:
-            shape = tuple(captured[site.name].shape) if site.name in captured else None
+        captured = self._captured(token_ids, None, torch.tensor([len(ids) for ids in PROBE_IDS]))
+        for name in self._names:
+            shape = tuple(captured[name].shape) if name in captured else None
             if shape is None:
-                raise HookPointError(f"hook point {site.name!r} is never reached by the forward of the model")
-            if len(shape) != 3 or shape[:2] != tuple(token_ids.shape) or not captured[site.name].is_floating_point():
+                raise HookPointError(f"hook point {name!r} is never reached by the forward of the model")
+            if len(shape) != 3 or shape[:2] != tuple(token_ids.shape) or not captured[name].is_floating_point():
                 raise HookPointError(
-                    f"hook point {site.name!r} gives a tensor of shape {list(shape)} for token ids of shape "
+                    f"hook point {name!r} gives a tensor of shape {list(shape)} for token ids of shape "
                     f"{list(token_ids.shape)}; activations are collected as [batch, context, width]"
                 )
         return captured
@@ -139,35 +161,6 @@ def run_backbone(network: nn.Module, token_ids: Tensor, mask: Tensor | None, *, 
     return network(input_ids=token_ids, attention_mask=mask, use_cache=False)
 
 
-def capture(
-    run: Callable[[], object], sites: Sequence[HookSite], *, copied: set[str]
-) -> tuple[dict[str, Tensor], set[str]]:
-    """Run until each site was passed once; the tensors in the order of ``sites``, and those overwritten since.
-
-    Tensors named in ``copied`` are cloned, the others are the network's own. A site that is passed more than once gives
-    its first tensor.
-    """
-    found: dict[str, tuple[Tensor, int]] = {}
-
-    def keep_as(name: str) -> Callable[[Tensor], None]:
-        def keep(tensor: Tensor) -> None:
-            if name not in found:
-                kept = tensor.clone() if name in copied else tensor
-                found[name] = (kept, kept._version)
-            if len(found) == len(sites):
-                raise _AllCapturedError
-
-        return keep
-
-    with ExitStack() as stack:
-        for site in sites:
-            stack.callback(tap(site, keep_as(site.name)).remove)
-        with suppress(_AllCapturedError):
-            run()
-    mutated = {name for name, (tensor, version) in found.items() if tensor._version != version}
-    return {site.name: found[site.name][0] for site in sites if site.name in found}, mutated
-
-
 def cut_after(backbone: nn.Module, sites: Sequence[HookSite]) -> nn.Module:
     """The backbone without the blocks behind the last site; itself where a site lies outside of the blocks.
 
@@ -178,26 +171,6 @@ def cut_after(backbone: nn.Module, sites: Sequence[HookSite]) -> nn.Module:
     if blocks is None or len(wanted) < len(sites):
         return backbone
     return with_layers(backbone, blocks.path, list(blocks.layers)[: max(wanted) + 1])
-
-
-def with_layers(backbone: nn.Module, path: str, layers: Sequence[nn.Module]) -> nn.Module:
-    """A shallow copy of the backbone whose list of blocks at ``path`` is ``layers``."""
-    root = shallow_copy(backbone)
-    parent = root
-    *above, last = path.split(".")
-    for name in above:
-        child = shallow_copy(parent.get_submodule(name))
-        parent._modules[name] = child
-        parent = child
-    parent._modules[last] = nn.ModuleList(layers)
-    return root
-
-
-def shallow_copy(module: nn.Module) -> nn.Module:
-    """The same parameters, buffers and children, but an own table of children."""
-    twin = copy.copy(module)
-    twin._modules = dict(module._modules)
-    return twin
 
 
 @torch.no_grad()

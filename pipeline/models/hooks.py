@@ -1,7 +1,9 @@
 """Hook points: turns names into places of a network, and taps or replaces the tensor at a place.
 
-Two spellings: ``blocks.{i}.hook_*`` for known block structures (``families.py``), and ``module:<path>:in|out`` for the
-first tensor that any submodule takes or returns. Paths may be written from the backbone or from the whole model.
+Two spellings: ``blocks.{i}.hook_*``, ``blocks.{i}.attn.hook_*`` and ``blocks.{i}.mlp.hook_*`` for known block
+structures (``families.py``), and ``module:<path>:in|out`` for the first tensor that any submodule takes or returns.
+Paths may be written from the backbone or from the whole model. With ``.grad`` behind it a name means the gradient of
+the loss at that point: only ``ActivationForward`` computes it, and takes the ending off before it asks here.
 """
 
 from __future__ import annotations
@@ -12,12 +14,17 @@ from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
+from torch.nn import functional
 from torch.utils.hooks import RemovableHandle
 
-from pipeline.models.families import Family, Side, family_of
+from pipeline.models.families import family_of
+from pipeline.models.family import PATTERN, Family, Place, Side, points_of
 from schemas.errors import HookPointError, nearest
 
-_NAMED = re.compile(r"blocks\.(\d+)\.(hook_\w+)")
+GRADIENT = ".grad"
+"""Ending of a name that means the gradient at the point before it."""
+
+_NAMED = re.compile(r"blocks\.(\d+)\.((?:\w+\.)?hook_\w+)")
 _MODULE = re.compile(r"module:(.*):(in|out)")
 _RESID_MID = "hook_resid_mid"
 
@@ -27,8 +34,14 @@ class Blocks:
     """The stack of equal blocks of a network."""
 
     path: str
-    layers: nn.ModuleList
+    layers: nn.ModuleList | nn.Sequential
     family: Family
+    has_patterns: bool
+    """Whether attention forms its weights, so that they can be taken."""
+
+    def points(self, layer: int) -> dict[str, Place]:
+        """All points of one block, in the order in which a forward passes them."""
+        return points_of(self.layers[layer], self.family, has_patterns=self.has_patterns)
 
 
 @dataclass(frozen=True)
@@ -43,20 +56,24 @@ class HookSite:
     stream_sum: tuple[nn.Module, nn.Module] | None = None
     """For the middle of a pre-norm block, which is no module's output alone: the block, and the module whose output is
     added to the point to give the block's output. A replacement has to reach that sum too."""
+    context_length: int = 0
+    """Of a pattern: columns that a destination token has for each head; contexts may be shorter, never longer."""
 
 
 def find_blocks(module: nn.Module) -> Blocks | None:
     """The longest list of blocks of one known structure, or None."""
     found: Blocks | None = None
+    # Only a transformers model can say that its attention is fused; any other shows its weights where it declares them.
+    attention = getattr(getattr(module, "config", None), "_attn_implementation", None) or "eager"
     for path, layers in module.named_modules():
-        if not isinstance(layers, nn.ModuleList) or len(layers) == 0:
+        if not isinstance(layers, nn.ModuleList | nn.Sequential) or len(layers) == 0:
             continue
         families = [family_of(layer) for layer in layers]
         family = families[0]
         if family is None or any(other is not family for other in families):
             continue
         if found is None or len(layers) > len(found.layers):
-            found = Blocks(path, layers, family)
+            found = Blocks(path, layers, family, has_patterns=attention == "eager")
     return found
 
 
@@ -65,27 +82,42 @@ def available(module: nn.Module) -> list[str]:
     blocks = find_blocks(module)
     if blocks is None:
         return _module_names(module)
-    return [f"blocks.{layer}.{point}" for layer in range(len(blocks.layers)) for point in blocks.family.points]
+    return [f"blocks.{layer}.{point}" for layer in range(len(blocks.layers)) for point in blocks.points(layer)]
 
 
-def resolve(module: nn.Module, names: Sequence[str]) -> list[HookSite]:
-    """The places of ``names``, in their order.
+def is_gradient(name: str) -> bool:
+    """Whether a name means the gradient at a point."""
+    return name.endswith(GRADIENT)
+
+
+def is_pattern(name: str) -> bool:
+    """Whether a name means the attention pattern of a block."""
+    return name.endswith(f".{PATTERN}")
+
+
+def resolve(module: nn.Module, names: Sequence[str], *, context_length: int = 0) -> list[HookSite]:
+    """The places of ``names``, in their order. ``context_length``: the greatest length of a context, which attention
+    patterns have as their width; 0 where it is not known.
 
     Raises:
-        HookPointError: an unknown name, with the nearest known ones and the number of layers.
+        HookPointError: an unknown name, with the nearest known ones and the number of layers; an attention pattern of
+            contexts without a greatest length, or of a network that does not form it.
     """
     blocks = find_blocks(module)
-    return [_resolve_one(module, blocks, name) for name in names]
+    return [_resolve_one(module, blocks, name, context_length) for name in names]
 
 
 def block_sites(module: nn.Module, layer: int) -> tuple[Family, list[HookSite]]:
-    """All named points of one block and the structure that relates them; ``layer`` must exist."""
+    """The points of one block that its structure relates by sums, and that structure; ``layer`` must exist."""
     blocks = find_blocks(module)
     assert blocks is not None
-    return blocks.family, [_named_site(blocks, layer, point) for point in blocks.family.points]
+    summed = {point for one in blocks.family.sums for point in one}
+    return blocks.family, [_named_site(blocks, layer, point) for point in blocks.points(layer) if point in summed]
 
 
-def _resolve_one(module: nn.Module, blocks: Blocks | None, name: str) -> HookSite:
+def _resolve_one(module: nn.Module, blocks: Blocks | None, name: str, context_length: int) -> HookSite:
+    if is_gradient(name):
+        raise HookPointError(f"hook point {name!r} is a gradient: only whole models give it, and none is replaced")
     if match := _MODULE.fullmatch(name):
         return _module_site(module, blocks, name, match[1], "in" if match[2] == "in" else "out")
     match = _NAMED.fullmatch(name)
@@ -94,20 +126,37 @@ def _resolve_one(module: nn.Module, blocks: Blocks | None, name: str) -> HookSit
             f"hook point {name!r}: the blocks of {type(module).__name__} have no known structure, so only "
             f"module:<path>:in|out works here; some are {', '.join(_module_names(module)[:4])}"
         )
-    if match and int(match[1]) < len(blocks.layers) and match[2] in blocks.family.points:
-        return _named_site(blocks, int(match[1]), match[2])
+    if match and int(match[1]) < len(blocks.layers):
+        layer, point = int(match[1]), match[2]
+        if point == PATTERN:
+            _require_pattern(blocks, layer, name, context_length)
+        if point in blocks.points(layer):
+            return _named_site(blocks, layer, point, context_length)
     raise HookPointError(_unknown(module, blocks, name, match))
 
 
-def _named_site(blocks: Blocks, layer: int, point: str) -> HookSite:
+def _require_pattern(blocks: Blocks, layer: int, name: str, context_length: int) -> None:
     block = blocks.layers[layer]
-    path, side = blocks.family.points[point]
+    if PATTERN in points_of(block, blocks.family) and not blocks.has_patterns:
+        raise HookPointError(
+            f"hook point {name!r}: attention patterns need model.attention: eager; fused attention never forms them"
+        )
+    if PATTERN in blocks.points(layer) and not context_length:
+        raise HookPointError(
+            f"hook point {name!r} has a column for each head and each token of the context, so it needs contexts of a "
+            "greatest length; here there is none"
+        )
+
+
+def _named_site(blocks: Blocks, layer: int, point: str, context_length: int = 0) -> HookSite:
+    block = blocks.layers[layer]
+    path, side = blocks.points(layer)[point]
     stream_sum = None
     after = next((others for total, *others in blocks.family.sums if _RESID_MID in others), None)
     if point == _RESID_MID and after is not None:
         branch = next(other for other in after if other != _RESID_MID)
         stream_sum = (block, block.get_submodule(blocks.family.points[branch][0]))
-    return HookSite(f"blocks.{layer}.{point}", block.get_submodule(path), side, layer, stream_sum)
+    return HookSite(f"blocks.{layer}.{point}", block.get_submodule(path), side, layer, stream_sum, context_length)
 
 
 def _unknown(module: nn.Module, blocks: Blocks, name: str, match: re.Match[str] | None) -> str:
@@ -119,7 +168,11 @@ def _unknown(module: nn.Module, blocks: Blocks, name: str, match: re.Match[str] 
             "hook_resid_pre and are added to it at once, so the stream has no value between them; "
             "use hook_resid_pre, hook_resid_post, hook_attn_out or hook_mlp_out"
         )
-    return f"hook point {name!r} does not exist; {extent}{nearest(name, available(module))}"
+    known = available(module)
+    layer = int(match[1]) if match and int(match[1]) < count else 0
+    prefix = f"blocks.{layer}."
+    points = ", ".join(one.removeprefix(prefix) for one in known if one.startswith(prefix))
+    return f"hook point {name!r} does not exist; {extent}{nearest(name, known)}. Points of a block: {points}"
 
 
 def _module_site(module: nn.Module, blocks: Blocks | None, name: str, path: str, side: Side) -> HookSite:
@@ -143,12 +196,37 @@ def _module_names(module: nn.Module) -> list[str]:
 
 
 def tap(site: HookSite, keep: Callable[[Tensor], None]) -> RemovableHandle:
-    """Call ``keep`` with the very tensor at the site (no copy), each time the forward passes it."""
+    """Call ``keep`` with the very tensor at the site (no copy), each time the forward passes it.
+
+    Of an attention pattern ``[B, heads, L, L]`` it gets a copy ``[B, L, heads * context_length]``, zeros where a
+    context is shorter.
+    """
+    if site.side == "pattern":
+        return site.module.register_forward_hook(lambda _, __, output: keep(_pattern_rows(site, output)))
     return change(site.module, site.side, keep)
 
 
+def _pattern_rows(site: HookSite, output: Any) -> Tensor:
+    values = output.values() if isinstance(output, dict) else output if isinstance(output, list | tuple) else (output,)
+    found = [value for value in values if isinstance(value, Tensor) and value.ndim == 4]
+    if not found:
+        raise HookPointError(
+            f"hook point {site.name!r}: {type(site.module).__name__} returns no attention pattern; choose other points"
+        )
+    pattern = found[-1].transpose(1, 2)
+    missing = site.context_length - pattern.shape[3]
+    assert missing >= 0, f"a context of {pattern.shape[3]} tokens, {site.context_length} at most were announced"
+    return functional.pad(pattern, (0, missing)).flatten(2)
+
+
 def substitute(site: HookSite, new: Callable[[Tensor], Tensor]) -> list[RemovableHandle]:
-    """Let the forward go on with ``new(tensor)`` in the place of the tensor; the caller removes the handles."""
+    """Let the forward go on with ``new(tensor)`` in the place of the tensor; the caller removes the handles.
+
+    Raises:
+        HookPointError: an attention pattern, which is known only after it was used.
+    """
+    if site.side == "pattern":
+        raise HookPointError(f"hook point {site.name!r}: an attention pattern can be collected, but not replaced")
     if site.stream_sum is None:
         return [change(site.module, site.side, new)]
     block, branch = site.stream_sum

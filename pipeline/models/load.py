@@ -3,13 +3,15 @@
 1. The path is located and the spec checked; memory is compared with the size of the weights.
 2. Transformers builds the network with its head and loads the weights; a weight that the files lack is an error, never
    a random number. GGUF files are dequantised through a cache (``gguf.py``).
-3. Without ``with_head`` only the backbone is kept, and the memory of the head is freed.
+3. Without ``with_head`` only the backbone is kept, and the memory of the head is freed; of a model with encoder and
+   decoder the encoder.
 """
 
 from __future__ import annotations
 
 import importlib
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -61,18 +63,19 @@ def load_model(spec: ModelSpec, *, with_head: bool = False) -> LoadedModel:
         ResourceError: it does not fit into memory.
     """
     location = check_spec(spec)
-    if with_head and spec.kind == "module":
-        raise ModelError(f"model {spec.path!r} is of kind 'module' and has no head; cross-entropy needs causal_lm")
+    if with_head and spec.kind in ("module", "encoder"):
+        raise ModelError(
+            f"model {spec.path!r} is of kind {spec.kind!r} and has no head; cross-entropy and gradients need causal_lm"
+        )
     dtype, device = torch_dtype(spec), resolve_device(spec)
     require_memory(location, dtype, device)
     if location.kind == "python":
         module = build_module(spec, location)
         identity = identity_of(spec, location, weights=state_digest(module))
-        _require_kind(module, spec)
-        _convert_state(module, dtype)
+        prepare_module(module, spec)
     else:
         identity = model_identity(spec)
-        module = _load_pretrained(spec, location, identity, with_head=with_head)
+        module = load_pretrained(spec, location, identity, with_head=with_head)
     module = module if with_head else backbone_of(module)
     module = _place(module.eval().requires_grad_(False), device)
     blocks = find_blocks(module)
@@ -91,13 +94,25 @@ def torch_dtype(spec: ModelSpec) -> torch.dtype:
 
 
 def backbone_of(module: nn.Module) -> nn.Module:
-    """The module below the head of a transformers model; any other module is its own backbone."""
+    """The module below the head of a transformers model, its encoder if it has a decoder besides.
+
+    Any other module is its own backbone.
+    """
     from transformers import PreTrainedModel
 
     if not isinstance(module, PreTrainedModel):
         return module
-    backbone: nn.Module = module.base_model
-    return backbone
+    backbone: Any = module.base_model
+    found: nn.Module = backbone.get_encoder() if getattr(backbone.config, "is_encoder_decoder", False) else backbone
+    return found
+
+
+def auto_class(spec: ModelSpec) -> Any:
+    """Transformers' class that builds models of the kind that the spec names."""
+    import transformers
+
+    names = {"masked_lm": "AutoModelForMaskedLM", "encoder": "AutoModel"}
+    return getattr(transformers, names.get(spec.kind, "AutoModelForCausalLM"))
 
 
 def build_module(spec: ModelSpec, location: ModelLocation) -> nn.Module:
@@ -122,6 +137,16 @@ def build_module(spec: ModelSpec, location: ModelLocation) -> nn.Module:
     if not isinstance(module, nn.Module):
         raise ModelError(f"{spec.path!r} returned {type(module).__name__}, expected a torch.nn.Module")
     return module
+
+
+def prepare_module(module: nn.Module, spec: ModelSpec) -> None:
+    """Give a module that a ``python:`` path built the attention and the precision of the spec.
+
+    Raises:
+        ModelError: the module is not of the kind that the spec names.
+    """
+    _require_kind(module, spec)
+    _convert_state(module, torch_dtype(spec))
 
 
 def _require_kind(module: nn.Module, spec: ModelSpec) -> None:
@@ -156,35 +181,51 @@ def _convert_state(module: nn.Module, dtype: torch.dtype) -> None:
             tensor.data = tensor.data.to(dtype)
 
 
-def _load_pretrained(
-    spec: ModelSpec, location: ModelLocation, identity: dict[str, Any], *, with_head: bool
+def load_pretrained(
+    spec: ModelSpec,
+    location: ModelLocation,
+    identity: dict[str, Any],
+    *,
+    with_head: bool,
+    loader: Any = None,
+    **how: Any,
 ) -> nn.Module:
-    """The whole network with its head, from the Hub, a folder, or a GGUF file through the cache."""
+    """The whole network with its head, from the Hub, a folder, or a GGUF file through the cache.
+
+    ``loader``: the class that loads, with ``how`` as further arguments, in place of the one for the spec's kind; it may
+    load a part, so a GGUF file must have been converted for it.
+    """
+    call = partial(_from_pretrained, spec, loader or auto_class(spec), how, with_head=with_head)
     if location.kind == "hub":
-        commit = identity["revision"] or resolve_commit(location.path, spec.revision)
-        return _from_pretrained(spec, location.path, with_head=with_head, revision=commit)
+        return call(location.path, revision=identity["revision"] or resolve_commit(location.path, spec.revision))
     if location.kind == "folder":
-        return _from_pretrained(spec, location.path, with_head=with_head)
+        return call(location.path)
     folder = converted_folder(identity["weights"], identity["dtype"])
     if folder.exists():
-        return _from_pretrained(spec, str(folder), with_head=with_head)
+        return call(str(folder))
+    assert loader is None
     with parsed_once():
-        model = _from_pretrained(spec, location.path, with_head=with_head, gguf_file=location.file)
+        model = call(location.path, gguf_file=location.file)
     keep_converted(model, folder)
     return model
 
 
-def _from_pretrained(spec: ModelSpec, path: str, *, with_head: bool, **where: str) -> nn.Module:
+def _from_pretrained(
+    spec: ModelSpec, loader: Any, how: dict[str, Any], path: str, *, with_head: bool, **where: str
+) -> nn.Module:
     """Transformers' loader, with its errors said in our words and missing weights refused."""
     from safetensors import SafetensorError
-    from transformers import AutoModelForCausalLM, AutoModelForMaskedLM
 
-    auto: Any = AutoModelForMaskedLM if spec.kind == "masked_lm" else AutoModelForCausalLM
     said = str(Path(path, where["gguf_file"])) if "gguf_file" in where else path
     try:
         with quiet_loading():
-            model, report = auto.from_pretrained(
-                path, dtype=torch_dtype(spec), attn_implementation=spec.attention, output_loading_info=True, **where
+            model, report = loader.from_pretrained(
+                path,
+                dtype=torch_dtype(spec),
+                attn_implementation=spec.attention,
+                output_loading_info=True,
+                **where,
+                **how,
             )
     except torch.OutOfMemoryError as error:
         raise ResourceError(f"model {said} does not fit into memory: {error}") from error
@@ -199,15 +240,18 @@ def _from_pretrained(spec: ModelSpec, path: str, *, with_head: bool, **where: st
         SafetensorError,
     ) as error:
         raise ModelError(f"model {said} cannot be loaded as {spec.kind} {_attention_remedy(spec, error)}") from error
-    _refuse_missing(model, report, said, with_head=with_head)
+    _refuse_missing(model, report, said, spec, with_head=with_head)
     assert isinstance(model, nn.Module)
     return model
 
 
-def _refuse_missing(model: Any, report: dict[str, Any], said: str, *, with_head: bool) -> None:
+def _refuse_missing(model: Any, report: dict[str, Any], said: str, spec: ModelSpec, *, with_head: bool) -> None:
     """Transformers fills absent weights with random numbers and a warning; a store of those would be worthless."""
-    prefix = f"{model.base_model_prefix}."
-    missing = sorted(key for key in report["missing_keys"] if with_head or key.startswith(prefix))
+    prefix = "" if spec.kind == "encoder" else f"{model.base_model_prefix}."
+    # What an encoder's checkpoint may lack, because nothing of it is ever run.
+    unused = ("pooler.", "decoder.") if spec.kind == "encoder" else ()
+    needed = [key for key in report["missing_keys"] if not key.startswith(unused)]
+    missing = sorted(key for key in needed if with_head or key.startswith(prefix))
     mismatched = sorted(str(key[0]) for key in report.get("mismatched_keys", ()))
     for what, names in (("lacks", missing), ("has another shape for", mismatched)):
         if names:

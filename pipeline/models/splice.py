@@ -5,43 +5,24 @@ Shapes: B batch rows, L context length, D width at a hook point, N predicted tok
 1. A clean forward keeps the activations at the hook points, and what the block before the first of them returned.
 2. For each replacement the network runs again with that block's output put in place of everything before it: only the
    blocks from the first hook point on compute.
-3. The head gives logits for the predicted tokens alone, a slice of rows at a time, so that memory does not grow with
-   B * L * V. It runs through the model's own code, soft caps and scales included.
+3. The head gives the loss of the predicted tokens (``head.py``).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
-from pipeline.models.forward import run_backbone, shallow_copy, with_layers
+from pipeline.models.copies import shallow_copy, with_layers
+from pipeline.models.forward import run_backbone
+from pipeline.models.head import CrossEntropy, Head, next_token_labels
 from pipeline.models.hooks import find_blocks, resolve, substitute, tap
 from pipeline.models.load import LoadedModel
 from schemas.errors import HookPointError, ModelError
-
-LOGITS_BYTES = 64 << 20
-"""Memory for the float32 logits of one slice."""
-
-_IGNORED = -1
-
-
-@dataclass(frozen=True)
-class CrossEntropy:
-    """Nats, summed over the predicted tokens in float64."""
-
-    total: float
-    count: int
-
-    @property
-    def mean(self) -> float:
-        """Nats a token; NaN where none was predicted."""
-        return self.total / self.count if self.count else float("nan")
 
 
 class SplicedForward:
@@ -72,7 +53,7 @@ class SplicedForward:
             raise HookPointError(f"hook point {outside[0]!r} is outside of the blocks and cannot be spliced")
         self._layers, self._layers_path = list(blocks.layers), blocks.path
         self._first_layer = min(self._sites[name].layer or 0 for name in self._targets)
-        self._head = _Head(loaded.module)
+        self._head = Head(loaded.module)
 
     def begin(self, token_ids: Tensor, lengths: Tensor, mask: Tensor) -> SplicedBatch:
         """Run a batch clean, once, and keep what its variants need.
@@ -144,10 +125,7 @@ class SplicedBatch:
         assert lengths.shape == token_ids.shape[:1]
         self._forward = forward
         self._token_ids = token_ids
-        steps = torch.arange(token_ids.shape[1], device=token_ids.device)
-        counted = mask.bool() & (steps < lengths[:, None]) & (steps > 0)
-        # Position t is predicted from t - 1: labels sit where the prediction is made.
-        self._labels = torch.where(counted, token_ids, _IGNORED).roll(-1, dims=1)
+        self._labels = next_token_labels(token_ids, lengths, mask)
         final, self.activations, self._before = forward._run_clean(token_ids)
         """Clean activations ``[B, L, D]`` at all hook points and sources, in the model's dtype."""
         self.clean = forward._head.cross_entropy(final, self._labels)
@@ -168,51 +146,6 @@ class SplicedBatch:
         return abs(unchanged.total - self.clean.total)
 
 
-class _Head:
-    """The head of a causal language model, on what its backbone returned."""
-
-    def __init__(self, model: Any) -> None:
-        self._given = _GivenOutput()
-        self._model = shallow_copy(model)
-        self._model._modules[str(model.base_model_prefix)] = self._given
-        self._vocab_size = int(model.config.get_text_config().vocab_size)
-
-    def cross_entropy(self, output: Any, labels: Tensor) -> CrossEntropy:
-        """``output`` of the backbone, ``labels`` int64 ``[B, L]``, negative where nothing is predicted."""
-        kept = labels >= 0
-        states: Tensor = output.last_hidden_state
-        total, count = 0.0, int(kept.sum())
-        for rows, targets in _slices(states[kept], labels[kept], max(1, LOGITS_BYTES // (4 * self._vocab_size))):
-            logits = self._logits(type(output)(last_hidden_state=rows[None]))
-            total += float(functional.cross_entropy(logits.float(), targets, reduction="none").double().sum())
-        return CrossEntropy(total, count)
-
-    def _logits(self, output: Any) -> Tensor:
-        """``[1, N, D]`` -> ``[N, V]`` by the model's own forward, around a stand-in for its backbone."""
-        rows = output.last_hidden_state
-        self._given.output = output
-        try:
-            found = self._model(input_ids=torch.zeros(rows.shape[:2], dtype=torch.int64, device=rows.device))
-        except AttributeError as error:
-            raise ModelError(f"{type(self._model).__name__} is not built as a backbone and a head: {error}") from error
-        finally:
-            self._given.output = None
-        logits: Tensor = found.logits[0]
-        return logits
-
-
-class _GivenOutput(nn.Module):
-    """Stands in for a backbone whose output is known."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.output: Any = None
-
-    def forward(self, *_: Any, **__: Any) -> Any:
-        """The known output, whatever the input."""
-        return self.output
-
-
 def _returning(layer: nn.Module, output: Any) -> nn.Module:
     """A shallow copy of a block, with all its attributes, that returns ``output`` without computing."""
     twin = shallow_copy(layer)
@@ -226,8 +159,3 @@ def _giving(name: str, tensor: Tensor) -> Callable[[Tensor], Tensor]:
         return tensor.to(device=own.device, dtype=own.dtype)
 
     return give
-
-
-def _slices(rows: Tensor, targets: Tensor, size: int) -> Iterator[tuple[Tensor, Tensor]]:
-    for start in range(0, len(rows), size):
-        yield rows[start : start + size], targets[start : start + size]

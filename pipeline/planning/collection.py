@@ -15,9 +15,11 @@ import torch
 from pipeline.collection.passes import plan_passes
 from pipeline.collection.prepare import require_same_batches, store_events, store_record
 from pipeline.models.forward import ActivationForward
+from pipeline.models.gradients import needs_head
 from pipeline.models.load import load_model
 from pipeline.planning import money
 from pipeline.planning.model import Sketch, measure, sketch
+from pipeline.planning.remarks import source_notes
 from pipeline.planning.sizes import UnitSizes, covariance_bytes, lists_of, row_bytes, short_units, unit_sizes
 from pipeline.planning.table import PlannedTable, planned_table
 from pipeline.store import layout
@@ -67,6 +69,7 @@ def plan_collection(
     table = table or planned_table(spec, digested=is_there)
     notes: list[str] = []
     forward = _sketch(spec, table, notes)
+    notes.extend(source_notes(spec, forward))
     wanted, found = _missing(spec, table, forward.widths, objects if is_there else None)
     rows = table.rows if found == table.rows.value else Count(value=found, basis="exact")
     store = _store(spec, rows, wanted, forward, objects)
@@ -80,12 +83,14 @@ def plan_collection(
 
 def _sketch(spec: CollectSpec, table: PlannedTable, notes: list[str]) -> Sketch:
     """By configuration; by loading the weights where the network's code does not run without them."""
-    length = min(table.mean_context, spec.tokens.packing.context_length)
+    longest = spec.tokens.packing.context_length
+    length = min(table.mean_context, longest)
     try:
-        return sketch(spec.model, spec.hook_points, length)
+        return sketch(spec.model, spec.hook_points, length, longest=longest)
     except ModelError as error:
         notes.append(f"operations are not counted: {error}")
-        return Sketch(ActivationForward(load_model(spec.model), spec.hook_points).widths, 0.0)
+        loaded = load_model(spec.model, with_head=needs_head(spec.hook_points))
+        return Sketch(ActivationForward(loaded, spec.hook_points, context_length=longest).widths, 0.0)
 
 
 def _missing(
@@ -152,7 +157,7 @@ def _store(spec: CollectSpec, rows: Count, wanted: list[_Missing], forward: Sket
         gets=units,
         lists=lists_of(num_objects + documents) + len(wanted),
         flop=forward.flop_per_token * missing_rows,
-        unit_memory_bytes=_unit_memory(storage, wanted),
+        unit_memory_bytes=_unit_memory(storage, wanted) + int(forward.kept_bytes_per_token * spec.batch_tokens),
     )
 
 

@@ -17,13 +17,15 @@ from numpy.typing import NDArray
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from pipeline.models.forward import ActivationForward, capture, cut_after
+from pipeline.models.forward import ActivationForward, cut_after
 from pipeline.models.gguf import converted_folder
-from pipeline.models.hooks import HookSite, resolve
+from pipeline.models.gradients import needs_head
+from pipeline.models.hooks import GRADIENT, HookSite, is_gradient, resolve
 from pipeline.models.identity import check_spec, model_identity
-from pipeline.models.load import backbone_of, build_module, load_model, torch_dtype
+from pipeline.models.load import auto_class, backbone_of, build_module, load_model, torch_dtype
 from pipeline.models.location import ModelLocation
 from pipeline.models.quiet import quiet_loading
+from pipeline.models.tapping import capture
 from schemas.errors import HeadworksError, ModelError
 from schemas.model import ModelSpec
 
@@ -37,11 +39,17 @@ class Sketch:
     widths: dict[str, int]
     """hook point -> D."""
     flop_per_token: float
-    """Multiplications and additions of matrix products and attention, up to the last hook point."""
+    """Multiplications and additions of matrix products and attention, up to the last hook point; with gradients of the
+    whole model, and of the way back."""
+    kept_bytes_per_token: float = 0.0
+    """What gradients need of a forward until the way back, the weights apart."""
+    activation: str = ""
+    """The MLP's activation function by transformers' name; empty where the configuration does not say."""
 
 
-def sketch(spec: ModelSpec, hook_points: Sequence[str], context_length: int) -> Sketch:
-    """Widths and forward operations for full contexts; neither reads nor allocates the weights of a known architecture.
+def sketch(spec: ModelSpec, hook_points: Sequence[str], context_length: int, *, longest: int = 0) -> Sketch:
+    """Widths and operations for contexts of ``context_length`` tokens, of which the longest has ``longest`` (0: all are
+    as long). Neither reads nor allocates the weights of a known architecture.
 
     Raises:
         HookPointError: an unknown hook point. MissingError, ModelError: as ``load_model``; also a network that cannot
@@ -49,19 +57,52 @@ def sketch(spec: ModelSpec, hook_points: Sequence[str], context_length: int) -> 
     """
     location = check_spec(spec)
     module = _on_meta(spec, location)
-    sites = resolve(module, list(dict.fromkeys(hook_points)))
-    network = cut_after(module, sites)
+    names = list(dict.fromkeys(hook_points))
+    backbone = backbone_of(module)
+    points = list(dict.fromkeys(name.removesuffix(GRADIENT) for name in names))
+    sites = resolve(backbone, points, context_length=max(longest, context_length))
+    gradients = [name.removesuffix(GRADIENT) for name in names if is_gradient(name)]
+    network, kept = (module, _Kept()) if gradients else (cut_after(backbone, sites), None)
     with FlopCounterMode(display=False) as counter:
-        found = _captured(network, sites, spec, context_length)
+        found = _captured(network, sites, spec, context_length, gradients, kept)
     lost = [site.name for site in sites if site.name not in found]
     if lost:
         raise ModelError(f"model {spec.path!r}: the hook points {lost} are never reached by its forward")
-    widths = {name: int(tensor.shape[-1]) for name, tensor in found.items()}
-    return Sketch(widths, counter.get_total_flops() / context_length)
+    return Sketch(
+        widths={name: int(found[name.removesuffix(GRADIENT)].shape[-1]) for name in names},
+        flop_per_token=counter.get_total_flops() / context_length,
+        kept_bytes_per_token=kept.num_bytes / context_length if kept is not None else 0.0,
+        activation=_activation(getattr(backbone, "config", None)),
+    )
+
+
+class _Kept:
+    """Counts the memory of the tensors that a forward keeps for the way back, each once."""
+
+    def __init__(self) -> None:
+        self._storages: dict[int, int] = {}
+
+    @property
+    def num_bytes(self) -> int:
+        return sum(self._storages.values())
+
+    def keep(self, tensor: torch.Tensor) -> torch.Tensor:
+        if not isinstance(tensor, nn.Parameter):
+            storage = tensor.untyped_storage()
+            self._storages[storage._cdata] = storage.nbytes()
+        return tensor
+
+
+def _activation(config: Any) -> str:
+    for name in ("hidden_act", "hidden_activation", "activation_function", "dense_act_fn"):
+        if isinstance(found := getattr(config, name, None), str):
+            return found
+    return ""
 
 
 def measure(spec: ModelSpec, hook_points: Sequence[str], token_ids: NDArray[np.int64], *, num_threads: int) -> float:
-    """Tokens per second of one replica on this machine: the real network on batches [B, L] of ``token_ids``.
+    """Tokens per second of one replica on this machine: the real network on batches [B, L] of ``token_ids``, L being
+    the greatest length of a context.
 
     Raises:
         HeadworksError: as ``load_model`` and ``ActivationForward``.
@@ -69,7 +110,8 @@ def measure(spec: ModelSpec, hook_points: Sequence[str], token_ids: NDArray[np.i
     before = torch.get_num_threads()
     torch.set_num_threads(num_threads)
     try:
-        forward = ActivationForward(load_model(spec), hook_points)
+        loaded = load_model(spec, with_head=needs_head(hook_points))
+        forward = ActivationForward(loaded, hook_points, context_length=token_ids.shape[1])
         batch = torch.from_numpy(token_ids)
         lengths = torch.full((len(batch),), batch.shape[1])
         for _ in range(_WARM_UP):
@@ -92,10 +134,10 @@ def _finished(found: dict[str, torch.Tensor]) -> None:
 
 def _on_meta(spec: ModelSpec, location: ModelLocation) -> nn.Module:
     if location.kind == "python":
-        return backbone_of(build_module(spec, location).eval()).to("meta")
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM
+        return build_module(spec, location).eval().requires_grad_(False).to("meta")
+    from transformers import AutoConfig
 
-    auto: Any = AutoModelForMaskedLM if spec.kind == "masked_lm" else AutoModelForCausalLM
+    auto = auto_class(spec)
     try:
         with quiet_loading():
             config = AutoConfig.from_pretrained(**_config_place(spec, location))
@@ -106,7 +148,8 @@ def _on_meta(spec: ModelSpec, location: ModelLocation) -> nn.Module:
     except (OSError, ValueError, KeyError, ImportError, TypeError, AttributeError) as error:
         first_line = (str(error).strip().splitlines() or [""])[0]
         raise ModelError(f"model {spec.path!r} cannot be built from its configuration: {first_line}") from error
-    return backbone_of(model.eval())
+    built: nn.Module = model.eval().requires_grad_(False)
+    return built
 
 
 def _config_place(spec: ModelSpec, location: ModelLocation) -> dict[str, Any]:
@@ -122,10 +165,15 @@ def _config_place(spec: ModelSpec, location: ModelLocation) -> dict[str, Any]:
     return {"pretrained_model_name_or_path": location.path, "gguf_file": location.file}
 
 
-@torch.no_grad()
 def _captured(
-    network: nn.Module, sites: Sequence[HookSite], spec: ModelSpec, context_length: int
+    network: nn.Module,
+    sites: Sequence[HookSite],
+    spec: ModelSpec,
+    context_length: int,
+    gradients: Sequence[str],
+    kept: _Kept | None,
 ) -> dict[str, torch.Tensor]:
+    """With ``gradients`` through the whole model and back, and what it keeps for that counted by ``kept``."""
     token_ids = torch.zeros((1, context_length), dtype=torch.int64, device="meta")
 
     def run() -> object:
@@ -135,8 +183,16 @@ def _captured(
         mask = torch.zeros((1, 1, context_length, context_length), dtype=torch_dtype(spec), device="meta")
         return network(input_ids=token_ids, attention_mask=mask, position_ids=token_ids, use_cache=False)
 
+    outputs: list[Any] = []
     try:
-        return capture(run, sites, copied=set())[0]
+        if kept is None:
+            with torch.no_grad():
+                return capture(run, sites, copied=set())[0]
+        with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(kept.keep, lambda tensor: tensor):
+            found, _ = capture(lambda: outputs.append(run()), sites, copied=set(), differentiated=frozenset(gradients))
+            total = outputs[0].logits.sum()
+        total.backward()  # to the points: nothing before them is differentiated
+        return found
     except HeadworksError:
         raise
     except Exception as error:  # whatever the architecture's code says of tensors without values

@@ -22,9 +22,9 @@ _NPY_HEADER = 128
 # Two float64 for each channel as JSON, and for each chunk its checksum.
 _LEDGER_CHANNEL, _LEDGER_CHUNK, _LEDGER_ENTRY = 42, 12, 1500
 _TOKEN_ROW = 5.0
-LEAST_SHARE: dict[Codec, float] = {"none": 1.0, "zstd": 0.6, "bf16": 0.5}
+LEAST_SHARE: dict[Codec, float] = {"none": 1.0, "zstd": 0.6, "bf16": 0.5, "sparse": 0.03}
 """What a codec leaves of the bytes, only ever too low. zstd: below what Blosc with byte shuffle reached on any residual
-stream that was measured. bf16: the half of each word that is kept as it is."""
+stream that was measured. bf16: the half of each word that is kept as it is. sparse: a bit for each word of 32."""
 KEYS_PER_LIST = 1000
 """Keys in one answer of an object store's listing."""
 

@@ -155,8 +155,8 @@ def _zarr_array(
     little: dict[str, Any] = {"name": "bytes", "configuration": {"endian": "little"}}
     # Words of one byte have no order: Zarr leaves the configuration out.
     inner: list[dict[str, Any]] = [little if dtype.itemsize > 1 else {"name": "bytes"}]
-    if record.codec == "bf16":
-        inner = [{"name": "headworks.bf16"}]
+    if record.codec in ("bf16", "sparse"):
+        inner = [{"name": f"headworks.{record.codec}"}]
     if record.codec == "zstd":
         blosc = {"cname": "zstd", "clevel": 1, "shuffle": "shuffle", "blocksize": 0}
         inner.append({"name": "blosc", "configuration": {**blosc, "typesize": dtype.itemsize}})

@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 from numcodecs import blosc  # type: ignore[import-untyped]
 
-from pipeline.store import bf16_codec
+from pipeline.store import bf16_codec, sparse_codec
 from pipeline.store.checksums import Buffer, crc32c
 from pipeline.store.chunks import gather_rows, read_rows
 from pipeline.store.parallel import MapBlocks
@@ -98,7 +98,7 @@ def _append(out: Bytes, start: int, data: Bytes) -> int:
 
 
 def _stored_chunk(rows: Words, geometry: Geometry) -> Bytes:
-    """Filled up with zero rows; ``zstd``: Blosc's byte shuffle, zstd level 1; ``bf16``: bf16_codec."""
+    """Filled up with zero rows; ``zstd``: Blosc's byte shuffle, zstd level 1; others: by the module of their name."""
     if len(rows) < geometry.chunk_rows:
         rows = np.concatenate([rows, np.zeros((geometry.chunk_rows - len(rows), geometry.width), dtype=rows.dtype)])
     flat = rows.reshape(-1)
@@ -106,6 +106,8 @@ def _stored_chunk(rows: Words, geometry: Geometry) -> Bytes:
         return flat.view(np.uint8)
     if geometry.codec == "bf16":
         return bf16_codec.encode(rows)
+    if geometry.codec == "sparse":
+        return sparse_codec.encode(rows)
     # Blosc's threads append blocks in the order in which they finish: with one thread equal words give equal bytes.
     blosc.use_threads = False
     packed = blosc.compress(flat, b"zstd", 1, blosc.SHUFFLE, 0, geometry.dtype.itemsize)
@@ -205,9 +207,11 @@ class ShardReader:
             self._verified.add(chunk)
         geometry = self.geometry
         payload = stored[:-_CRC]
-        if geometry.codec == "bf16":
+        if geometry.codec in ("bf16", "sparse"):
             try:
-                return bf16_codec.decode(payload, geometry.chunk_rows, geometry.width)
+                if geometry.codec == "bf16":
+                    return bf16_codec.decode(payload, geometry.chunk_rows, geometry.width)
+                return sparse_codec.decode(payload, geometry.chunk_rows, geometry.width, geometry.dtype)
             except CorruptionError as exc:
                 raise CorruptionError(f"{self.key}: chunk {chunk} does not decode: {exc}") from exc
         if geometry.codec == "zstd":

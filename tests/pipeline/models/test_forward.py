@@ -7,7 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny_networks import CAUSAL, LAYERS, Doubler, build, count_starts, kind_of, loaded, token_ids
+from tiny_networks import CAUSAL, ENCODERS, LAYERS, Doubler, build, count_starts, kind_of, loaded, token_ids
 from torch import nn
 
 from pipeline.models.forward import ActivationForward
@@ -26,10 +26,10 @@ def test_nothing_runs_behind_the_last_hook_point() -> None:
     assert starts["lm_head"] == starts[""] == 0
 
 
-@pytest.mark.parametrize("family", [*CAUSAL, "bert"])
+@pytest.mark.parametrize("family", [*CAUSAL, *ENCODERS])
 def test_blocks_behind_the_last_point_are_cut_and_the_loaded_network_stays_whole(family: str) -> None:
     model = build(family)
-    expected = model(token_ids()).logits
+    expected = model(token_ids())[0]
     forward = ActivationForward(loaded(model, kind=kind_of(family)), ["blocks.1.hook_resid_pre"])
     kept, whole = find_blocks(forward._network), find_blocks(model)
     assert kept is not None
@@ -38,7 +38,7 @@ def test_blocks_behind_the_last_point_are_cut_and_the_loaded_network_stays_whole
     starts = count_starts(model)
     forward.run(token_ids(), torch.full((3,), 9))
     assert [starts[f"{whole.path}.{layer}"] for layer in range(LAYERS)] == [1, 1, 0]
-    assert torch.equal(model(token_ids()).logits, expected)
+    assert torch.equal(model(token_ids())[0], expected)
 
 
 def test_all_ones_as_a_mask_leave_attention_its_fast_path() -> None:
@@ -52,7 +52,7 @@ def test_all_ones_as_a_mask_leave_attention_its_fast_path() -> None:
     assert all(mask is None for mask in masks)
 
 
-@pytest.mark.parametrize("family", [*CAUSAL, "bert"])
+@pytest.mark.parametrize("family", [*CAUSAL, *ENCODERS])
 @settings(max_examples=5, deadline=None)
 @given(lengths=st.lists(st.integers(1, 8), min_size=1, max_size=4), filling=st.integers(0, 39))
 def test_padding_changes_no_real_row(family: str, lengths: list[int], filling: int) -> None:
@@ -124,14 +124,14 @@ def test_results_carry_no_gradient_and_repeat_bit_for_bit() -> None:
     assert not first.requires_grad
 
 
-@pytest.mark.parametrize("family", [*CAUSAL, "bert"])
+@pytest.mark.parametrize("family", [*CAUSAL, *ENCODERS])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_short_precision_passes_the_probe(family: str, dtype: torch.dtype) -> None:
     whole = loaded(build(family).to(dtype), kind=kind_of(family))
     forward = ActivationForward(replace(whole, dtype=dtype), ["blocks.2.hook_mlp_out"])
     found = forward.run(token_ids(), torch.tensor([9, 2, 4]))["blocks.2.hook_mlp_out"]
     assert found.dtype == dtype
-    assert forward.padding_safe == (family != "bert")
+    assert forward.padding_safe == (family not in ENCODERS)
 
 
 def test_a_network_that_overflows_says_so() -> None:

@@ -13,8 +13,13 @@ from pipeline.models.forward import ActivationForward
 from pipeline.models.hooks import available, find_blocks, resolve
 from schemas.errors import HookPointError
 
-ATTENTION = {"gpt2": "attn", "neox_parallel": "attention", "neox_sequential": "attention", "bert": "attention.self"}
-FINAL_NORM = {"gpt2": "ln_f", "neox_parallel": "final_layer_norm", "neox_sequential": "final_layer_norm"}
+POST_NORM = ("bert", "roberta")
+ATTENTION = {"gpt2": "attn", "neox_parallel": "attention", "neox_sequential": "attention", "modernbert": "attn",
+             "t5": "layer.0.SelfAttention"} | dict.fromkeys(POST_NORM, "attention.self")  # fmt: skip
+FINAL_NORM = {"gpt2": "ln_f", "neox_parallel": "final_layer_norm", "neox_sequential": "final_layer_norm",
+              "modernbert": "final_norm", "t5": "encoder.final_layer_norm"}  # fmt: skip
+NORMS = {"gpt2": ("ln_1", "ln_2"), "modernbert": ("attn_norm", "mlp_norm"),
+         "t5": ("layer.0.layer_norm", "layer.1.layer_norm")}  # fmt: skip
 VERIFIED = [name for name in FAMILIES if name != "granite"]
 
 
@@ -28,7 +33,7 @@ def attend(layer: nn.Module, path: str, call: tuple[tuple[Any, ...], dict[str, A
 
 def by_hand(family: str, layer: Any, pre: Tensor, call: Any) -> dict[str, Tensor]:
     path = ATTENTION.get(family, "self_attn")
-    if family == "bert":
+    if family in POST_NORM:
         attn = layer.attention.output.dense(attend(layer, path, call, pre))
         mid = pre + attn
         mlp_in = layer.attention.output.LayerNorm(mid)
@@ -36,8 +41,8 @@ def by_hand(family: str, layer: Any, pre: Tensor, call: Any) -> dict[str, Tensor
         post = mlp_in + mlp
         return {"resid_pre": pre, "attn_out": attn, "resid_mid": mid, "mlp_in": mlp_in, "mlp_out": mlp,
                 "resid_post": post, "normalized_resid_post": layer.output.LayerNorm(post)}  # fmt: skip
-    norm_1, norm_2 = (layer.ln_1, layer.ln_2) if family == "gpt2" else (
-        layer.input_layernorm, layer.post_attention_layernorm)  # fmt: skip
+    names = NORMS.get(family, ("input_layernorm", "post_attention_layernorm"))
+    norm_1, norm_2 = map(layer.get_submodule, names)
     attn = attend(layer, path, call, norm_1(pre))
     if family == "neox_parallel":
         mlp_in = norm_2(pre)
@@ -51,7 +56,7 @@ def by_hand(family: str, layer: Any, pre: Tensor, call: Any) -> dict[str, Tensor
     else:
         mid = pre + attn
         mlp_in = norm_2(mid)
-        mlp = layer.mlp(mlp_in)
+        mlp = (layer.layer[1].DenseReluDense if family == "t5" else layer.mlp)(mlp_in)
     return {"resid_pre": pre, "attn_out": attn, "resid_mid": mid, "mlp_in": mlp_in, "mlp_out": mlp,
             "resid_post": mid + mlp}  # fmt: skip
 
@@ -68,25 +73,25 @@ def test_every_hook_is_what_its_name_says(family: str) -> None:
         )
     states = model.base_model(ids, use_cache=False, output_hidden_states=True).hidden_states
     calls = calls[:LAYERS]
-    forward = ActivationForward(loaded(model, kind=kind_of(family)), available(model))
+    forward = ActivationForward(loaded(model, kind=kind_of(family)), available(model), context_length=9)
     found = forward.run(ids, torch.full((3,), 9))
     assert list(found) == available(model)
     for index, layer in enumerate(blocks.layers):
         expected = by_hand(family, layer, states[index], calls[index])
-        assert {name for name in found if name.startswith(f"blocks.{index}.")} == {
+        assert {name for name in found if name.startswith(f"blocks.{index}.hook_")} == {
             f"blocks.{index}.hook_{point}" for point in expected
         }
         for point, tensor in expected.items():
             torch.testing.assert_close(found[f"blocks.{index}.hook_{point}"], tensor, rtol=1e-4, atol=1e-5)
-    last = found[f"blocks.{LAYERS - 1}.hook_{'normalized_resid_post' if family == 'bert' else 'resid_post'}"]
-    if family != "bert":  # transformers' last hidden state is after the final norm
+    last = found[f"blocks.{LAYERS - 1}.hook_{'normalized_resid_post' if family in POST_NORM else 'resid_post'}"]
+    if family not in POST_NORM:  # transformers' last hidden state is after the final norm
         last = model.base_model.get_submodule(FINAL_NORM.get(family, "norm"))(last)
     torch.testing.assert_close(last, states[-1], rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("family", VERIFIED)
 def test_the_stream_of_a_block_begins_where_the_one_before_ended(family: str) -> None:
-    end = "hook_normalized_resid_post" if family == "bert" else "hook_resid_post"
+    end = "hook_normalized_resid_post" if family in POST_NORM else "hook_resid_post"
     names = [f"blocks.0.{end}", "blocks.1.hook_resid_pre"]
     found = ActivationForward(loaded(build(family), kind=kind_of(family)), names).run(token_ids(), torch.full((3,), 9))
     assert torch.equal(found[names[0]], found[names[1]])

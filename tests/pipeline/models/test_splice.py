@@ -6,8 +6,8 @@ from tiny_networks import CAUSAL, LAYERS, VOCAB, Doubler, build, count_starts, l
 from torch import Tensor
 from torch.nn import functional
 
-from pipeline.models import splice
-from pipeline.models.hooks import available, find_blocks
+from pipeline.models import head
+from pipeline.models.hooks import available, find_blocks, is_pattern
 from pipeline.models.splice import SplicedForward
 from schemas.errors import HookPointError, ModelError
 
@@ -28,7 +28,7 @@ def by_hand(logits: Tensor, ids: Tensor, lengths: Tensor, mask: Tensor) -> tuple
 @pytest.mark.parametrize("family", CAUSAL)
 def test_the_clean_loss_is_that_of_the_whole_model(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """In slices of two rows; Gemma 2 caps its logits softly."""
-    monkeypatch.setattr(splice, "LOGITS_BYTES", 2 * 4 * VOCAB)
+    monkeypatch.setattr(head, "LOGITS_BYTES", 2 * 4 * VOCAB)
     model, ids = build(family), token_ids()
     mask = EVERYWHERE.clone()
     mask[0, 4] = False
@@ -42,7 +42,7 @@ def test_the_clean_loss_is_that_of_the_whole_model(family: str, monkeypatch: pyt
 @pytest.mark.parametrize("family", CAUSAL)
 def test_replacing_by_itself_changes_no_bit_at_any_hook(family: str) -> None:
     model = build(family)
-    for name in available(model):
+    for name in [name for name in available(model) if not is_pattern(name)]:
         batch = SplicedForward(loaded(model, with_head=True), name).begin(token_ids(), LENGTHS, EVERYWHERE)
         assert batch.self_check() == 0.0, name
 

@@ -37,20 +37,30 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "mistral": ("Mistral", {**_LLAMA, "sliding_window": 4}),
     "bert": ("Bert", {"hidden_size": D_MODEL, "num_hidden_layers": LAYERS, "vocab_size": VOCAB, "intermediate_size": 24,
                       "num_attention_heads": 4, "max_position_embeddings": 64, "pad_token_id": 0}),
+    "roberta": ("Roberta", {"hidden_size": D_MODEL, "num_hidden_layers": LAYERS, "vocab_size": VOCAB, "pad_token_id": 0,
+                            "intermediate_size": 24, "num_attention_heads": 4, "max_position_embeddings": 64}),
+    "modernbert": ("ModernBert", {"hidden_size": D_MODEL, "num_hidden_layers": LAYERS, "vocab_size": VOCAB,
+                                  "intermediate_size": 24, "num_attention_heads": 4, "max_position_embeddings": 64,
+                                  "local_attention": 4, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
+                                  "cls_token_id": 1, "sep_token_id": 2}),
+    "t5": ("T5", {"d_model": D_MODEL, "num_layers": LAYERS, "vocab_size": VOCAB, "d_kv": 4, "d_ff": 24, "num_heads": 4,
+                  "pad_token_id": 0, "eos_token_id": 1, "decoder_start_token_id": 0}),
     "granite": ("Granite", {**_LLAMA, "residual_multiplier": 0.3}),
 }  # fmt: skip
-CAUSAL = [name for name in FAMILIES if name not in ("bert", "granite")]
+ENCODERS = ["bert", "roberta", "modernbert", "t5"]
+CAUSAL = [name for name in FAMILIES if name not in (*ENCODERS, "granite")]
 
 
-def build(family: str, **changes: Any) -> Any:
+def build(family: str, *, attention: str = "", **changes: Any) -> Any:
     """The whole network with its head, with weights large enough that every branch matters."""
     name, settings = FAMILIES[family]
+    how = {"attn_implementation": attention} if attention else {}
     config = getattr(transformers, f"{name}Config")(**{**settings, **changes})
-    head = "MaskedLM" if family == "bert" else "LMHeadModel" if family == "gpt2" else "ForCausalLM"
-    suffix = "ForMaskedLM" if head == "MaskedLM" else head
+    heads = {"gpt2": "LMHeadModel", "t5": "EncoderModel"} | dict.fromkeys(ENCODERS[:3], "ForMaskedLM")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(7)
-        model = getattr(transformers, f"{name}{suffix}")._from_config(config, dtype=torch.float32)
+        kind = getattr(transformers, name + heads.get(family, "ForCausalLM"))
+        model = kind._from_config(config, dtype=torch.float32, **how)
         with torch.no_grad():
             for parameter in model.parameters():
                 parameter.add_(torch.randn_like(parameter) * 0.2)
@@ -77,7 +87,7 @@ def loaded(module: nn.Module, *, with_head: bool = False, kind: str = "causal_lm
 
 
 def kind_of(family: str) -> str:
-    return "masked_lm" if family == "bert" else "causal_lm"
+    return "causal_lm" if family not in ENCODERS else "encoder" if family == "t5" else "masked_lm"
 
 
 def token_ids(batch: int = 3, context: int = 9, seed: int = 0) -> Tensor:

@@ -38,7 +38,7 @@ def test_a_sketch_is_the_real_network(family: str, tmp_path: Path) -> None:
     loaded = load_model(spec)
     hooks = [name for name in available(loaded.backbone) if name.startswith(("blocks.0.", "blocks.1."))]
     found = sketch(spec, hooks, L)
-    forward = ActivationForward(loaded, hooks)
+    forward = ActivationForward(loaded, hooks, context_length=L)
     assert found.widths == forward.widths
     with FlopCounterMode(display=False) as counter:
         forward.run(torch.zeros((1, L), dtype=torch.int64), torch.tensor([L]))
@@ -62,3 +62,33 @@ def test_modules_of_the_user(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_measured_rate_is_of_this_machine(tmp_path: Path) -> None:
     rate = measure(saved("gpt2", tmp_path), ["blocks.1.hook_resid_post"], np.ones((4, L), np.int64), num_threads=1)
     assert 100 < rate < 1e8
+
+
+def test_a_pattern_is_as_wide_as_the_longest_context(tmp_path: Path) -> None:
+    found = sketch(saved("llama", tmp_path), ["blocks.0.attn.hook_pattern"], L, longest=20)
+    assert found.widths == {"blocks.0.attn.hook_pattern": 4 * 20}
+    assert found.activation == "silu"
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "neox_parallel"])
+def test_gradients_take_the_way_back_and_what_it_needs(family: str, tmp_path: Path) -> None:
+    spec = saved(family, tmp_path)
+    hooks = ["blocks.1.hook_resid_pre", "blocks.1.hook_resid_pre.grad", "blocks.2.mlp.hook_post.grad"]
+    found, plain = sketch(spec, hooks, L), sketch(spec, ["blocks.2.hook_resid_post"], L)
+    loaded = load_model(spec, with_head=True)
+    forward = ActivationForward(loaded, hooks)
+    assert found.widths == forward.widths
+    kept: dict[int, int] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        if not isinstance(tensor, torch.nn.Parameter):
+            kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        forward.run(torch.zeros((1, L), dtype=torch.int64), torch.tensor([L]))
+    head_flop = 2 * tiny_networks.D_MODEL * tiny_networks.VOCAB
+    # Forth through all blocks and the head, and back through two blocks of three.
+    assert 1.6 * plain.flop_per_token < found.flop_per_token - 2 * head_flop < 2.4 * plain.flop_per_token
+    assert found.kept_bytes_per_token == pytest.approx(sum(kept.values()) / L, rel=0.25)
+    assert plain.kept_bytes_per_token == 0

@@ -83,6 +83,11 @@ class StoreContract:
         """One hook point wide enough for codes to pay, one whose chunks stay as they are."""
         require_round_trip(url, sample(codec="bf16", widths={"blocks.0.hook_mlp_in": 128, "blocks.1.hook_mlp_in": 3}))
 
+    @pytest.mark.parametrize("sample", ["zarr"], indirect=True)
+    @pytest.mark.parametrize("dtype", ["bfloat16", "float32", "int8"])
+    def test_what_has_its_zeros_left_out_is_read(self, url: str, sample: Maker, dtype: str) -> None:
+        require_round_trip(url, sample(codec="sparse", dtype=dtype))
+
     @pytest.mark.parametrize("dtype", ["int8", "float8_e4m3"])
     def test_rounded_rows_are_read_with_their_scales(self, url: str, sample: Maker, dtype: str) -> None:
         one = sample(dtype=dtype)

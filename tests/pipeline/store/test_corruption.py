@@ -20,6 +20,7 @@ FORMS: list[dict[str, str]] = [
     {},
     {"codec": "zstd"},
     {"codec": "bf16"},
+    {"codec": "sparse"},
     {"dtype": "int8"},
     {"layout": "arrow"},
     {"layout": "arrow", "dtype": "float8_e4m3"},
@@ -35,7 +36,7 @@ def stored(request: pytest.FixtureRequest, sample: Callable[..., Any], tmp_path_
     return folder, one
 
 
-@pytest.fixture(scope="module", params=["none", "zstd", "bf16"])
+@pytest.fixture(scope="module", params=["none", "zstd", "bf16", "sparse"])
 def built(request: pytest.FixtureRequest, sample: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory) -> Any:
     """(folder, sample) of a sound store, which every test leaves as it was."""
     folder = tmp_path_factory.mktemp("sound")

@@ -20,6 +20,8 @@ from pipeline.store.words import stored_dtype
 from schemas.errors import CorruptionError
 from schemas.fields import Codec
 
+CODECS: list[Codec] = ["none", "zstd", "bf16", "sparse"]
+
 
 def words_of(num_rows: int, width: int, dtype: Any = "<u2") -> np.ndarray:
     bits = np.random.default_rng(num_rows * 100 + width).integers(0, 200, (num_rows, width))
@@ -33,7 +35,7 @@ def test_any_rows_come_back(data: st.DataObject) -> None:
     places = data.draw(st.integers(1, 5))
     num_rows = data.draw(st.integers(1, chunk_rows * places))
     dtype = data.draw(st.sampled_from(["<u2", "<f2", "<f4"]))
-    codec: Codec = data.draw(st.sampled_from(["none", "zstd", *(["bf16"] if dtype == "<u2" else [])]))
+    codec: Codec = data.draw(st.sampled_from(["none", "zstd", "sparse", *(["bf16"] if dtype == "<u2" else [])]))
     words = words_of(num_rows, data.draw(st.integers(1, 7)), dtype)
     encoded = encode_shard(words, chunk_rows, chunk_rows * places, codec)
     assert encoded == encode_shard(words.copy(), chunk_rows, chunk_rows * places, codec)
@@ -57,7 +59,7 @@ def test_rows_of_one_uncompressed_chunk_are_a_view() -> None:
 
 
 @settings(deadline=None)
-@given(position=st.integers(min_value=0), bit=st.integers(0, 7), codec=st.sampled_from(["none", "zstd", "bf16"]))
+@given(position=st.integers(min_value=0), bit=st.integers(0, 7), codec=st.sampled_from(CODECS))
 def test_no_flipped_bit_goes_unnoticed(position: int, bit: int, codec: Codec) -> None:
     words = words_of(20, 3)
     geometry = Geometry(8, 32, 3, words.dtype, codec)
@@ -68,7 +70,7 @@ def test_no_flipped_bit_goes_unnoticed(position: int, bit: int, codec: Codec) ->
 
 
 @settings(deadline=None)
-@given(size=st.integers(0, 300), codec=st.sampled_from(["none", "zstd", "bf16"]))
+@given(size=st.integers(0, 300), codec=st.sampled_from(CODECS))
 def test_no_truncation_goes_unnoticed(size: int, codec: Codec) -> None:
     words = words_of(20, 3)
     encoded = encode_shard(words, 8, 32, codec)
