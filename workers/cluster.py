@@ -7,7 +7,7 @@ import os
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import ray
@@ -37,6 +37,8 @@ class Cluster:
     num_gpus: float
     is_own: bool
     """Started here, and shut down at the end."""
+    is_shared: bool = False
+    """Joined at an address: it goes on when this process ends."""
 
 
 @contextmanager
@@ -62,7 +64,7 @@ def connect(cluster: ClusterSpec, address: str | None = None) -> Iterator[Cluste
             yield _describe(ray.get_runtime_context().gcs_address, is_own=True)
         else:
             _join(address)
-            yield _describe(address, is_own=False)
+            yield replace(_describe(address, is_own=False), is_shared=True)
     finally:
         ray.shutdown()
 
@@ -70,6 +72,11 @@ def connect(cluster: ClusterSpec, address: str | None = None) -> Iterator[Cluste
 def total_resources() -> dict[str, float]:
     """Resources of the connected cluster by name (``CPU``, ``GPU``, ...), in use or not."""
     return dict(ray.cluster_resources())  # type: ignore[no-untyped-call]
+
+
+def living_nodes() -> list[dict[str, Any]]:
+    """Ray's description of every node that is alive: ``NodeID``, ``Resources``, ..."""
+    return [node for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
 
 
 def _start(cluster: ClusterSpec) -> None:

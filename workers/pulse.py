@@ -1,7 +1,7 @@
 """Whether workers get on with what they do: a count of their steps, asked for now and then.
 
-A unit may take any time, but the worker that has it must get on: run a batch, encode or write an object. One that does
-not, or that answers nothing at all, for ``lease_timeout_s`` is taken for dead. If it was only slow after all and commits
+A unit may take any time, but the worker that has it must get on: run a batch, encode or write an object. One that
+does not, or that answers nothing at all, for ``lease_timeout_s`` is taken for dead. If it was only slow and commits
 the unit later, nothing is wrong with that: whoever commits first counts, and the bytes are the same.
 """
 

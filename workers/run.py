@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from schemas.versions import versions
 from workers import metrics
 from workers.cluster import connect
 from workers.collect import run_collect
+from workers.detached import run_detached
 from workers.evaluate import run_evaluate
 from workers.events import EventLog, described, events_name
 from workers.progress import Progress
@@ -61,7 +63,7 @@ def run_job(job: AnyJob, *, address: str | None = None, progress: Progress | Non
                     require_room(each, cluster)
             for each in jobs:
                 run.write("running")
-                run.add(each, progress)
+                run.add(each, progress, is_shared=cluster.is_shared)
     except Exception as error:
         run.write("failed", error=f"{type(error).__name__}: {error}")
         raise
@@ -151,14 +153,14 @@ class _Run:
         folder, name = summary_place(self.job)
         self.events = EventLog(folder, events_name(name), job=self.job.name)
 
-    def add(self, job: Job, progress: Progress) -> None:
-        """Run one job and keep its result."""
+    def add(self, job: Job, progress: Progress, *, is_shared: bool) -> None:
+        """Run one job and keep its result; ``is_shared``: on a Ray that outlives this process."""
         begun = time.perf_counter()
         facts = {"part": job.name, "kind": job.kind, "output": job.output}
         self.events.emit("job.started", **facts)
         status, error = "failed", {}
         try:
-            figures = _execute(job, progress)
+            figures = _execute(job, progress, is_shared=is_shared)
             status = "succeeded"
         except KeyboardInterrupt:
             status = "stopped"
@@ -200,16 +202,25 @@ def _earlier(job: AnyJob) -> dict[str, Any]:
     return found
 
 
-def _execute(job: Job, progress: Progress) -> dict[str, Any]:
+def _execute(job: Job, progress: Progress, *, is_shared: bool) -> dict[str, Any]:
     match job:
         case CollectSpec():
-            return run_snapshots(job, progress=progress) if job.is_group else run_collect(job, progress=progress)
+            return _by_units(job, run_snapshots if job.is_group else run_collect, progress, is_shared=is_shared)
         case ShuffleSpec():
-            return run_shuffle(job, progress=progress)
+            return _by_units(job, run_shuffle, progress, is_shared=is_shared)
         case TrainSpec():
             return run_train(job, progress=progress)
         case EvaluateSpec():
             return run_evaluate(job, progress=progress)
+
+
+def _by_units(
+    job: CollectSpec | ShuffleSpec, run: Callable[..., dict[str, Any]], progress: Progress, *, is_shared: bool
+) -> dict[str, Any]:
+    """Here, or in the cluster where that outlives this process."""
+    if is_shared:
+        return run_detached(job, partial(run, job), progress)
+    return run(job, progress=progress)
 
 
 def summary_place(job: AnyJob) -> tuple[str, str]:
