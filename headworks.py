@@ -10,19 +10,29 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from deploy.submission import ClusterJob
     from pipeline.dictionaries.dictionary import Dictionary
+    from pipeline.models.family import Family
     from pipeline.store.catalogue import StoreEntry
     from pipeline.store.joined import JoinedStore
     from pipeline.store.reader import Store
     from schemas.pipeline import AnyJob
 
 __all__ = [
-    "__version__", "find_stores", "join_stores", "load_dictionary", "load_job", "open_store", "run", "submit",
+    "Family", "__version__", "find_stores", "join_stores", "load_dictionary", "load_job", "open_store", "run", "submit",
 ]  # fmt: skip
 
 try:
     __version__ = metadata.version("headworks")
 except metadata.PackageNotFoundError:
     __version__ = "0+source"
+
+
+def __getattr__(name: str) -> Any:
+    """``Family``, which needs torch, is imported only by who asks for it."""
+    if name != "Family":
+        raise AttributeError(f"module 'headworks' has no attribute {name!r}")
+    from pipeline.models.family import Family
+
+    return Family
 
 
 def open_store(url: str, *, allow_partial: bool = False) -> Store | JoinedStore:

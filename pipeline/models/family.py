@@ -42,7 +42,8 @@ class Family:
     children: frozenset[str] = frozenset()
     """Child modules that tell the structure, where a block does not declare its own."""
     attention: str = ""
-    """Child module with the projections of attention, whose points are found by name; empty: ``points`` has all."""
+    """Child module with the projections of attention, whose points are found by name, but for the pattern of a declared
+    structure; empty: ``points`` has all."""
     mlp: str = ""
     """The same of the MLP."""
 
@@ -85,7 +86,8 @@ def _attention_points(block: nn.Module, family: Family) -> dict[str, Place]:
         if children.issuperset(names):
             found = {f"attn.hook_{letter}": (name, "out") for letter, name in zip("qkv", names, strict=True)}
             break
-    found[PATTERN] = ("", "pattern")
+    if family.children:  # of a structure that we know; any other one says whether its attention returns its weights
+        found[PATTERN] = ("", "pattern")
     output = next((name for name in _ATTENTION_OUTPUT if name in children), None)
     if output is not None:
         found["attn.hook_z"] = (output, "in")
