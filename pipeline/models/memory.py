@@ -25,15 +25,23 @@ def require_memory(location: ModelLocation, dtype: torch.dtype, device: torch.de
     """
     if location.kind not in ("folder", "gguf"):
         return
-    needed = weights_bytes(location, dtype)
+    require_room(weights_bytes(location, dtype), dtype, device, what=f"model {location.path}")
+
+
+def require_room(needed: int, dtype: torch.dtype, device: torch.device, *, what: str) -> None:
+    """Refuse weights of ``needed`` bytes that this machine or device has no room for.
+
+    Raises:
+        ResourceError: with what is needed and what is free.
+    """
     dtype_name = str(dtype).removeprefix("torch.")
     free = {"memory": int(psutil.virtual_memory().available)}
     if device.type == "cuda":
         free["CUDA memory"] = int(torch.cuda.mem_get_info(device)[0])
-    for what, free_bytes in free.items():
+    for memory, free_bytes in free.items():
         if needed > free_bytes:
             raise ResourceError(
-                f"model {location.path} needs about {_rounded(needed)} of {what} as {dtype_name}, "
+                f"{what} needs about {_rounded(needed)} of {memory} as {dtype_name}, "
                 f"{_rounded(free_bytes)} are free; choose a smaller dtype or model, or fewer replicas per node"
             )
 

@@ -18,13 +18,11 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from pipeline.models.forward import ActivationForward, cut_after
-from pipeline.models.gguf import converted_folder
 from pipeline.models.gradients import needs_head
 from pipeline.models.hooks import GRADIENT, HookSite, is_gradient, resolve
-from pipeline.models.identity import check_spec, model_identity
-from pipeline.models.load import auto_class, backbone_of, build_module, load_model, torch_dtype
-from pipeline.models.location import ModelLocation
-from pipeline.models.quiet import quiet_loading
+from pipeline.models.identity import check_spec
+from pipeline.models.load import backbone_of, load_model, torch_dtype
+from pipeline.models.skeleton import build_skeleton
 from pipeline.models.tapping import capture
 from schemas.errors import HeadworksError, ModelError
 from schemas.model import ModelSpec
@@ -56,7 +54,7 @@ def sketch(spec: ModelSpec, hook_points: Sequence[str], context_length: int, *, 
         run without its weights.
     """
     location = check_spec(spec)
-    module = _on_meta(spec, location)
+    module = build_skeleton(spec, location)
     names = list(dict.fromkeys(hook_points))
     backbone = backbone_of(module)
     points = list(dict.fromkeys(name.removesuffix(GRADIENT) for name in names))
@@ -130,39 +128,6 @@ def _finished(found: dict[str, torch.Tensor]) -> None:
     for tensor in found.values():
         if tensor.device.type == "cuda":
             torch.cuda.synchronize(tensor.device)
-
-
-def _on_meta(spec: ModelSpec, location: ModelLocation) -> nn.Module:
-    if location.kind == "python":
-        return build_module(spec, location).eval().requires_grad_(False).to("meta")
-    from transformers import AutoConfig
-
-    auto = auto_class(spec)
-    try:
-        with quiet_loading():
-            config = AutoConfig.from_pretrained(**_config_place(spec, location))
-            with torch.device("meta"):
-                model = auto.from_config(config, dtype=torch_dtype(spec), attn_implementation=spec.attention)
-    except HeadworksError:
-        raise
-    except (OSError, ValueError, KeyError, ImportError, TypeError, AttributeError) as error:
-        first_line = (str(error).strip().splitlines() or [""])[0]
-        raise ModelError(f"model {spec.path!r} cannot be built from its configuration: {first_line}") from error
-    built: nn.Module = model.eval().requires_grad_(False)
-    return built
-
-
-def _config_place(spec: ModelSpec, location: ModelLocation) -> dict[str, Any]:
-    """Arguments for ``AutoConfig``; of a GGUF file from its conversion where there is one, since parsing takes long."""
-    if location.kind == "hub":
-        return {"pretrained_model_name_or_path": location.path, "revision": spec.revision}
-    if location.kind == "folder":
-        return {"pretrained_model_name_or_path": location.path}
-    identity = model_identity(spec)
-    folder = converted_folder(identity["weights"], identity["dtype"])
-    if folder.exists():
-        return {"pretrained_model_name_or_path": str(folder)}
-    return {"pretrained_model_name_or_path": location.path, "gguf_file": location.file}
 
 
 def _captured(
