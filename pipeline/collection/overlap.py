@@ -168,8 +168,7 @@ class OverlappedCollector(Generic[Ended]):
 
     def _encode(self) -> None:
         clock = _Clock("encode")
-        num_threads = 1 if self._device.type == "cpu" else self._num_threads
-        with _spread(num_threads) as each:
+        with _spread(encoding_threads(self._device, self._num_threads)) as each:
             while (job := self._to_encode.get()) is not None:
                 for hook in job.run.hook_points:
                     part = job.step(partial(job.run.encode, hook, each))
@@ -210,6 +209,11 @@ class OverlappedCollector(Generic[Ended]):
         else:
             job.room = self._room.get()
         job.run.kept = first_rows(job.room, job.run.num_rows)
+
+
+def encoding_threads(device: torch.device, num_threads: int) -> int:
+    """Threads that encode one hook point: one where the forward needs the process's cores, else one for each."""
+    return 1 if device.type == "cpu" else num_threads
 
 
 class _Job(Generic[Ended]):

@@ -78,7 +78,7 @@ class UnitCollector:
 
     def overlapped(self) -> OverlappedCollector[Collected]:
         """The same for a stream of units. While it is open, its threads alone use the model."""
-        return OverlappedCollector(self.begin, self.writer, self.forward.device, UnitRun.commit)
+        return OverlappedCollector(self.begin, self.writer, self.forward.device, lambda run: run.commit())
 
 
 def collect_units(collector: UnitCollector, units: Iterable[int]) -> Iterator[LedgerEntry]:
