@@ -23,7 +23,7 @@ def build_skeleton(spec: ModelSpec, location: ModelLocation) -> nn.Module:
         ModelError: it cannot be built from its configuration.
     """
     if location.kind == "python":
-        return build_module(spec, location).eval().to("meta")
+        return build_module(spec, location).eval().requires_grad_(False).to("meta")
     from transformers import AutoConfig
 
     auto = auto_class(spec)
@@ -37,7 +37,7 @@ def build_skeleton(spec: ModelSpec, location: ModelLocation) -> nn.Module:
     except (OSError, ValueError, KeyError, ImportError, TypeError, AttributeError) as error:
         first_line = (str(error).strip().splitlines() or [""])[0]
         raise ModelError(f"model {spec.path!r} cannot be built from its configuration: {first_line}") from error
-    built: nn.Module = model.eval()
+    built: nn.Module = model.eval().requires_grad_(False)
     return built
 
 
