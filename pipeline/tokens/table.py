@@ -29,6 +29,9 @@ from schemas.model import ModelSpec
 _SEMANTICS = 1
 """Raised when the same spec and corpus would give other rows than before."""
 
+_GROWTH = "growth/"
+"""Empty objects whose names say how far builds have come; the farthest one's stays."""
+
 
 class MapParts(Protocol):
     """``map``, or the same on many workers: takes jobs only as it needs them, yields receipts in their order."""
@@ -142,7 +145,7 @@ def _existing(objects: Objects, wanted: int) -> TokenTable | None:
         return None
     num_rows = min(wanted, written) if wanted else written
     if num_rows > table.num_rows:
-        write_facts(objects, facts, table.receipts, num_rows)
+        return _publish(objects, facts, list(table.receipts), num_rows)
     return table.limited(num_rows)
 
 
@@ -157,13 +160,40 @@ def _receipts(objects: Objects, jobs: Iterator[PartJob], map_parts: MapParts) ->
 
 
 def _publish(objects: Objects, facts: dict[str, Any], receipts: list[PartReceipt], num_rows: int) -> TokenTable:
-    """Write ``table.json``, unless another job has meanwhile published more."""
-    if objects.exists(TABLE_KEY):
-        table = TokenTable.open(objects.url)
-        if len(table.receipts) >= len(receipts) and table.num_rows >= num_rows:
-            return table.limited(num_rows)
-    write_facts(objects, facts, receipts, num_rows)
-    return TokenTable.open(objects.url)
+    """Write ``table.json``, so that of builds at the same time the longest one stays.
+
+    Storage has no compare-and-swap, so every build first leaves word of how far it is (``growth/``), then writes what
+    the farthest has come to, and looks again: whoever writes last either was the farthest, or sees who is. The rows
+    are the same for all, so any of them can publish another's.
+    """
+    ours = _growth_key(num_rows, len(receipts), bool(facts["whole_corpus"]))
+    objects.create(ours, b"")
+    written = ""
+    while written != (farthest := objects.list(_GROWTH)[-1]):
+        rows, parts, whole = _grown(farthest)
+        known = receipts[:parts] + [_receipt_of(objects, index) for index in range(len(receipts), parts)]
+        write_facts(objects, {**facts, "whole_corpus": whole}, known, rows)
+        written = farthest
+    for key in objects.list(_GROWTH)[:-1]:
+        objects.delete(key)
+    return TokenTable.open(objects.url).limited(num_rows)
+
+
+def _growth_key(num_rows: int, num_parts: int, is_whole: bool) -> str:
+    """Sorted by how far a build is; more rows never come from fewer parts."""
+    return f"{_GROWTH}{num_rows:016d}-{num_parts:010d}-{is_whole:d}"
+
+
+def _grown(key: str) -> tuple[int, int, bool]:
+    rows, parts, is_whole = key.removeprefix(_GROWTH).split("-")
+    return int(rows), int(parts), is_whole == "1"
+
+
+def _receipt_of(objects: Objects, index: int) -> PartReceipt:
+    receipt = read_receipt(objects, index)
+    if receipt is None:
+        raise CorruptionError(f"{objects.url}: part {index} was published and has no receipt; delete the table")
+    return receipt
 
 
 __all__ = ["MapParts", "TokenTable", "build_table", "load_spec_tokenizer", "table_identity"]
