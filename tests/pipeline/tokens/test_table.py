@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+import pipeline.tokens.table as table_module
 from pipeline.store.rows import TokenRows
 from pipeline.tokens.part import PartJob, PartReceipt, is_held_out
 from pipeline.tokens.table import TokenTable, build_table, table_identity
@@ -165,7 +166,7 @@ def test_a_table_is_used_again_and_grows_by_parts_only(make: Callable[..., Token
     assert min(grown.asked) == len(json.loads(before["table.json"])["parts"])
     after = files(tmp_path / "table")
     assert {name: data for name, data in after.items() if name in before and name != "table.json"} == {
-        name: data for name, data in before.items() if name != "table.json"
+        name: data for name, data in before.items() if name != "table.json" and not name.startswith("growth/")
     }
     assert whole(table) == whole(make("at once"))
     assert make(map_parts=again, max_tokens=100).num_rows == 128
@@ -295,6 +296,31 @@ def test_progress_says_rows_so_far(text_folder: Path, tokenizer_folder: Path, tm
     )
     assert heard[-1] == (table.num_rows, 256)
     assert [done for done, _ in heard] == sorted(done for done, _ in heard)
+
+
+@pytest.mark.parametrize("point", ["write_facts", "_grown"])
+def test_of_two_first_builds_at_once_the_longer_one_stays(
+    make: Callable[..., TokenTable], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, point: str
+) -> None:
+    """The longer build runs from beginning to end while the shorter one is about to publish."""
+    step = getattr(table_module, point)
+    waiting = [True]
+
+    def overtaken(*arguments: Any) -> Any:
+        if waiting:
+            waiting.clear()
+            make(max_tokens=500)
+        return step(*arguments)
+
+    monkeypatch.setattr(table_module, point, overtaken)
+    short = make(max_tokens=100)
+    assert short.num_rows == 128
+    long = TokenTable.open(short.url)
+    assert long.num_rows == 512
+    alone = make(name="alone", max_tokens=500)
+    assert whole(long) == whole(alone)
+    assert (tmp_path / "table" / "table.json").read_bytes() == (tmp_path / "alone" / "table.json").read_bytes()
+    assert len([*(tmp_path / "table" / "growth").iterdir()]) == 1
 
 
 def test_tables_live_behind_any_url(text_folder: Path, tokenizer_folder: Path) -> None:
