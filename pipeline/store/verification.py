@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from threading import Lock
 
 from pipeline.store import layout
 from pipeline.store.comoments import comoments_key, comoments_name
@@ -147,9 +149,29 @@ def _of_bytes(survey: Survey, named: list[_Named], progress: Progress) -> Iterat
             yield problem
 
 
-@dataclass
 class _Counter:
-    size_bytes: int = 0
+    """Bytes of all objects that are checked: of each object never more than it has, though formats that keep a footer
+    are read there twice, and at its end all of them, though a check ends where it finds damage."""
+
+    def __init__(self) -> None:
+        self.size_bytes = 0
+        self._lock = Lock()
+
+    @contextmanager
+    def of(self, size_bytes: int) -> Iterator[Callable[[int], None]]:
+        """While one object is checked: to be called with the bytes of each read."""
+        left = size_bytes
+
+        def count(amount: int) -> None:
+            nonlocal left
+            with self._lock:
+                self.size_bytes += min(amount, left)
+                left -= min(amount, left)
+
+        try:
+            yield count
+        finally:
+            count(left)
 
 
 def _wait(futures: list[Future[Problem | None]], tick: Callable[[], None]) -> None:
@@ -163,12 +185,16 @@ def _wait(futures: list[Future[Problem | None]], tick: Callable[[], None]) -> No
 
 def _checked(survey: Survey, one: _Named, counted: _Counter) -> Problem | None:
     """Of one object; ``counted`` grows as it is read."""
+    with counted.of(one.receipt.size_bytes) as count:
+        return _checked_counting(survey, one, count)
 
+
+def _checked_counting(survey: Survey, one: _Named, count: Callable[[int], None]) -> Problem | None:
     def counting(objects: Objects, receipt: ObjectReceipt) -> Source:
         source = open_source(objects, receipt, is_mapped=False)
 
         def read(start: int, stop: int) -> object:
-            counted.size_bytes += stop - start  # not exact between threads, and only shown
+            count(stop - start)
             return source.read(start, stop)
 
         return Source(source.key, source.size_bytes, read)  # type: ignore[arg-type]

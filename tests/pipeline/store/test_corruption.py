@@ -12,7 +12,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pipeline.store.objects import Objects
 from pipeline.store.reader import Store
+from pipeline.store.verification import inspect
 from schemas.errors import CorruptionError, HookPointError, IncompleteError, MismatchError, MissingError, SpecError
 
 FAULTS = ["flip", "cut", "grow", "remove", "swap"]
@@ -190,3 +192,22 @@ def test_wrong_questions_get_clear_answers(built: Any) -> None:
         store.gather(hook, [1, 2], out=one.arrays[hook][:1])  # type: ignore[arg-type]
     assert hook in store._repr_html_()
     assert store.gather(hook, []).shape == (0, 5)  # type: ignore[arg-type]
+
+
+def test_the_progress_of_verifying_ends_at_its_total(stored: Any) -> None:
+    """Whatever is read twice, and wherever damage ends a check early; what is missing is not counted on."""
+    folder, _ = stored
+    objects = objects_of(folder)
+
+    def heard() -> tuple[int, int]:
+        seen: list[tuple[int, int]] = []
+        inspect(Objects(str(folder)), is_deep=True, progress=lambda done, total: seen.append((done, total)))
+        assert all(done <= total for done, total in seen)
+        return seen[-1]
+
+    done, total = heard()
+    assert done == total > 0
+    gone = objects[0]
+    for fault, lost in (("flip", 0), ("remove", (folder / gone).stat().st_size)):
+        with damaged(folder, gone, fault, 777, objects[1]):
+            assert heard() == (total - lost, total - lost)
