@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from datetime import UTC, datetime
 from typing import Any
@@ -15,6 +15,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 
 from pipeline.store.failures import passing, status, translated
 from pipeline.store.remote import Facts, Level, Page, Piece, RemoteBackend, require_length
+from pipeline.store.retrying import retry_after_s
 from schemas.errors import UnreachableError
 
 _MEMORY = threading.Lock()
@@ -39,6 +40,10 @@ class AnyFileSystem(RemoteBackend):
 
     def reason(self, exc: Exception) -> str | None:
         return passing(exc)
+
+    def asked_s(self, exc: Exception) -> float:
+        headers = getattr(exc, "headers", None)  # aiohttp's answers keep them
+        return retry_after_s(headers.get("Retry-After")) if isinstance(headers, Mapping) else 0.0
 
     @contextmanager
     def errors(self, key: str) -> Iterator[None]:

@@ -61,11 +61,15 @@ class RemoteBackend(ABC):
     def __init__(self, url: str, root: str, hint: str) -> None:
         self.root = root
         self.url = url.rstrip("/")
-        self.retries = Retries(self.reason, hint)
+        self.retries = Retries(self.reason, hint, self.asked_s)
 
     @abstractmethod
     def reason(self, exc: Exception) -> str | None:
         """What to call a failure that may pass by itself; None of one that will not."""
+
+    @abstractmethod
+    def asked_s(self, exc: Exception) -> float:
+        """How long the storage asks to be left alone, by a failure that may pass; 0 where it does not say."""
 
     @abstractmethod
     def errors(self, key: str) -> AbstractContextManager[None]:

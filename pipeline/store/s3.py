@@ -35,7 +35,7 @@ from urllib3.exceptions import HTTPError
 from pipeline.store.failures import missing
 from pipeline.store.parallel import REQUESTS_AT_ONCE, UPLOAD_BYTES, at_once, spans_of, upload_slot
 from pipeline.store.remote import Facts, Level, Page, Piece, RemoteBackend, require_length
-from pipeline.store.retrying import NO_CONNECTION
+from pipeline.store.retrying import NO_CONNECTION, retry_after_s
 from pipeline.store.s3_reads import SignedReads
 from schemas.errors import HeadworksError, MissingError, ResourceError, UnreachableError
 
@@ -80,6 +80,11 @@ class S3(RemoteBackend):
         if isinstance(exc, SSLError):
             return None
         return next((name for kinds, name in _PASSING_KINDS.items() if isinstance(exc, kinds)), None)
+
+    def asked_s(self, exc: Exception) -> float:
+        if not isinstance(exc, ClientError):
+            return 0.0
+        return retry_after_s(exc.response.get("ResponseMetadata", {}).get("HTTPHeaders", {}).get("retry-after"))
 
     @contextmanager
     def errors(self, key: str) -> Iterator[None]:

@@ -22,7 +22,7 @@ from urllib3.exceptions import HTTPError
 
 from pipeline.store.parallel import REQUESTS_AT_ONCE
 from pipeline.store.remote import Piece, require_length
-from pipeline.store.retrying import PassingError
+from pipeline.store.retrying import PassingError, retry_after_s
 
 _LIFE_S = 600
 _URLS = 4096
@@ -67,7 +67,8 @@ class SignedReads:
         if answer.status_code != 206:
             self._forget(name)
             if answer.status_code in _PASSING:
-                raise PassingError(str(answer.status_code), "the storage is busy")
+                asked_s = retry_after_s(answer.headers.get("Retry-After"))
+                raise PassingError(str(answer.status_code), "the storage is busy", asked_s=asked_s)
             return None
         size = int(answer.headers["Content-Range"].rpartition("/")[2])
         require_length(data, start, stop, size)

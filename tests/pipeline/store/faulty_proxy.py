@@ -43,6 +43,8 @@ class FaultyProxy:
     choose: Callable[[str, str], str | None] = lambda method, path: None
     """(method, path with query) -> fault, or None; called in turn of the requests, one at a time."""
     delay_s: float = 0.05
+    retry_after: str = ""
+    """Header of that name in answers of 503."""
     seen: list[tuple[str, str, str | None]] = field(default_factory=list, repr=False)
     """(method, path, fault) of every request so far."""
 
@@ -94,7 +96,9 @@ class _Handler(BaseHTTPRequestHandler):
         body = self._body()
         fault = self.owner.decide(self.command, self.path)
         if fault in {"503", "500"}:
-            self._answer(int(fault), [], _SLOW_DOWN if fault == "503" else _INTERNAL)
+            asked = self.owner.retry_after if fault == "503" else ""
+            headers = [("Retry-After", asked)] if asked else []
+            self._answer(int(fault), headers, _SLOW_DOWN if fault == "503" else _INTERNAL)
             return
         if fault in {"delay", "stall"}:
             time.sleep(self.owner.delay_s)

@@ -9,6 +9,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from email.utils import formatdate
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -224,6 +225,29 @@ def test_time_is_bounded_too(proxy: FaultyProxy, objects: Objects, monkeypatch: 
         objects.read("a")
     assert time.monotonic() - began < 2
     assert len(proxy.seen) < 10
+
+
+def test_a_storage_that_asks_for_time_is_given_it_but_not_for_ever(
+    proxy: FaultyProxy, objects: Objects, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the client and by signed reads; a number of seconds or a date."""
+    waits: list[float] = []
+    monkeypatch.setattr(retrying.time, "sleep", waits.append)
+    objects.write("a", bytes(1000))
+    in_a_minute = formatdate(time.time() + 30, usegmt=True)
+    for asked, bounds in (("7", (7, 7.1)), (in_a_minute, (25, 30.1)), ("86400", (60, 60.1)), ("soon", (0, 0.1))):
+        for read in (lambda: objects.read("a"), lambda: objects.read_range("a", 0, 1000)):
+            proxy.retry_after = asked
+            proxy.choose = script("503")
+            waits.clear()
+            read()
+            assert len(waits) == 1
+            assert bounds[0] <= waits[0] <= bounds[1], asked
+    monkeypatch.setenv("HEADWORKS_STORAGE_SECONDS", "20")
+    proxy.retry_after, proxy.choose = "86400", script("503")
+    waits.clear()
+    objects.read("a")
+    assert 19 < waits[0] <= 20
 
 
 def test_success_after_failures_is_logged(
