@@ -7,6 +7,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, NonNegativeInt, model_validator
 
 from schemas.fields import ByteSize, HookPoint, Name, Spec, Url
+from schemas.retention import RetentionSpec
 from schemas.workers import WorkerLimits
 
 
@@ -37,6 +38,8 @@ class ShuffleSpec(Spec):
     """Seed of the order. Shuffles of equal seed of stores of one token table are row-aligned."""
     workers: ShuffleWorkers = ShuffleWorkers()
     """Resources."""
+    retention: RetentionSpec = RetentionSpec()
+    """How long the new store is kept, and how large it may become. Never part of its identity."""
     scratch: str = ""
     """Folder or URL for the rows between two passes, as large as the store; empty: ``OUTPUT.scratch``. Removed at the
     end."""

@@ -16,6 +16,8 @@ from typing import Any
 import numpy as np
 
 from pipeline.order.permutation import KeyedPermutation
+from pipeline.planning.sizes import LEAST_SHARE
+from pipeline.planning.space import require_quota
 from pipeline.shuffling.plan import MIN_SECTION_BYTES, ShufflePlan, plan_shuffle
 from pipeline.shuffling.runs import Column, Runs
 from pipeline.store.objects import Objects
@@ -121,6 +123,7 @@ def require_space(job: ShuffleJob) -> None:
         ResourceError: naming both and the folder.
     """
     whole = job.num_rows * job.runs.row_bytes
+    _require_quota(job, whole)
     wanted: dict[int, tuple[Path, int]] = {}
     for url, copies in ((job.spec.output, 1), (job.scratch, min(job.plan.num_scatters, 2))):
         objects = Objects(url)
@@ -138,6 +141,13 @@ def require_space(job: ShuffleJob) -> None:
                 f"disk of {folder}, which has {about_bytes(free)} free. Shuffle fewer hook points, or put scratch "
                 "elsewhere."
             )
+
+
+def _require_quota(job: ShuffleJob, whole: int) -> None:
+    """What units that are there take counts as what they will."""
+    objects, codec = Objects(job.spec.output), job.record.codec
+    needed = max(0, int(whole * LEAST_SHARE[codec]) - sum(objects.sizes().values()))
+    require_quota(objects, needed, job.spec.retention.quota, f"{job.num_rows:,} rows")
 
 
 def _require_fit(source: Store) -> None:

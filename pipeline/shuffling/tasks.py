@@ -17,7 +17,9 @@ from pipeline.order.permutation import KeyedPermutation
 from pipeline.shuffling.plan import ShufflePlan
 from pipeline.shuffling.prepare import TOKEN_COLUMNS, ShuffleJob, words_column
 from pipeline.shuffling.runs import Runs
+from pipeline.store.objects import Objects
 from pipeline.store.reader import Store
+from pipeline.store.retention import keep_as_wished
 from pipeline.store.rows import TokenRows
 from pipeline.store.writer import StoreWriter
 from schemas.errors import CorruptionError
@@ -94,6 +96,7 @@ class Shuffling:
     def finish(self) -> Manifest:
         """Write the manifest once all units are committed, and remove the runs. Raises IncompleteError."""
         manifests = [writer.finish() for writer in self.writers]
+        keep_as_wished(Objects(self.job.spec.output), self.job.spec.retention)
         self.runs.delete()
         return manifests[-1]
 

@@ -20,6 +20,7 @@ from pipeline.shuffling.runs import Runs
 from pipeline.shuffling.tasks import Shuffling, shuffle_here
 from pipeline.store.objects import Objects
 from pipeline.store.reader import Store
+from pipeline.store.retention import read_retention
 from pipeline.store.statistics import standard_deviation
 from schemas.errors import CorruptionError, HookPointError, MismatchError, ResourceError, SpecError
 
@@ -250,3 +251,15 @@ def test_a_disk_that_is_too_small_is_refused(source: str, tmp_path: Path, monkey
     shuffling = Shuffling.open(two_passes)  # what is written already need not fit once more
     shuffling.scatter(1, 0)
     require_space(two_passes)
+
+
+def test_the_quota_and_the_retention_of_the_new_store_are_kept(source: str, tmp_path: Path) -> None:
+    whole = Store.open(source).num_rows * prepare(shuffle_spec(source, tmp_path / "x")).runs.row_bytes
+    tight = shuffle_spec(source, tmp_path / "tight", retention={"quota": f"{whole - 1}B"})
+    with pytest.raises(ResourceError, match=r"retention\.quota"):
+        require_space(prepare(tight))
+    assert not (tmp_path / "tight").exists()
+    enough = prepare(shuffle_spec(source, tmp_path / "enough", retention={"quota": f"{whole}B", "ttl": "2d"}))
+    require_space(enough)
+    shuffle_here(enough)
+    assert read_retention(Objects(enough.spec.output)).expires > 0
