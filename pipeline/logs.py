@@ -116,6 +116,12 @@ def configure(level: int = logging.WARNING) -> None:
             logging.getLogger(package).setLevel(min(level, logging.INFO))
 
 
+def configure_actor() -> None:
+    """For processes that Ray starts, whose log Ray keeps: JSON if asked for, else what Ray has set up."""
+    if wants_json():
+        configure()
+
+
 def progress_stream() -> TextIO:
     """Where the lines for people go: stderr, or the log where it is JSON."""
     if wants_json():

@@ -19,6 +19,7 @@ import torch
 from pipeline.collection.overlap import OverlappedCollector
 from pipeline.collection.prepare import CollectPass
 from pipeline.collection.unit import UnitCollector
+from pipeline import logs
 from pipeline.models.utilisation import flop_per_token, peak_flop_per_s
 from workers.pool import Loaded
 
@@ -47,6 +48,7 @@ class Collector:
     def load(self, one: CollectPass, num_threads: int) -> Loaded:
         """Load the model and join the store."""
         started = time.perf_counter()
+        logs.configure_actor()
         torch.set_num_threads(num_threads)
         host = socket.gethostname()
         self._collector = UnitCollector.open(one, worker=f"{self._name}@{host}:{os.getpid()}")

@@ -17,7 +17,7 @@ import ray
 from schemas.collect import CollectWorkers
 from workers.cluster import NAMESPACE
 
-FORWARDED = ("HEADWORKS_ALLOWED_IMPORTS", "HF_HUB_OFFLINE")
+FORWARDED = ("HEADWORKS_ALLOWED_IMPORTS", "HEADWORKS_LOG", "HF_HUB_OFFLINE")
 """Variables of the driver that workers must agree with it on. Paths are not among them: nodes have their own."""
 
 
