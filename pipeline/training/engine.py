@@ -117,7 +117,9 @@ class _Run:
             available=memory.available_bytes(self._device),
             ranks_per_node=world.ranks_per_node,
         )
-        trainers = result.start(spec, self._store, self._points, device=self._device, num_threads=num_threads)
+        trainers = result.start(
+            spec, self._store, self._points, feed.eligible, device=self._device, num_threads=num_threads
+        )
         progress = resume.restore(trainers, self._checkpoints, self._identity, world)
         names = ["jsonl", *spec.trackers] if world.rank == 0 else []
         trackers = open_trackers(names, spec.output, job=spec.name, step=progress.step)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from importlib import metadata
 
 import torch
@@ -10,10 +10,13 @@ import torch
 from pipeline.dictionaries import initialise
 from pipeline.dictionaries.dictionary import Dictionary
 from pipeline.dictionaries.folder import save_dictionary
+from pipeline.dictionaries.geometric_median import geometric_median
+from pipeline.order.eligible import EligibleRows
 from pipeline.order.feed import scales
 from pipeline.store.arriving import FeedStore
 from pipeline.training import kernels
 from pipeline.training.checkpoint import Progress
+from pipeline.training.sampling import sample_rows
 from pipeline.training.trainer import DictionaryTrainer
 from schemas.dictionary import DictionaryRecord
 from schemas.train import TrainSpec
@@ -22,9 +25,15 @@ _PACKAGES = ("headworks", "torch", "numpy", "ray")
 
 
 def start(
-    spec: TrainSpec, store: FeedStore, points: Sequence[str], *, device: torch.device, num_threads: int
+    spec: TrainSpec,
+    store: FeedStore,
+    points: Sequence[str],
+    eligible: EligibleRows,
+    *,
+    device: torch.device,
+    num_threads: int,
 ) -> list[DictionaryTrainer]:
-    """A trainer for each dictionary of the spec, at step 0."""
+    """A trainer for each dictionary of the spec, at step 0; ``eligible`` are the rows that it is to see."""
     factors = scales(store, points, spec.normalise)
     means = {point: torch.tensor(store.statistics[point].mean, dtype=torch.float64) for point in points}
     chosen = kernels.choose(device, torch.float32, num_threads)
@@ -33,9 +42,13 @@ def start(
         d_source = {point: store.hook_points[point] for point in wanted.sources}
         d_target = {point: store.hook_points[point] for point in wanted.target_points}
         dictionary = Dictionary(wanted, d_source, d_target, factors, device=device)
-        initialise.fill(dictionary, means)
+        initialise.fill(dictionary, _medians(store, d_target, eligible) if initialise.wants_median(wanted) else means)
         trainers.append(DictionaryTrainer(dictionary, chosen, max_gradient_norm=spec.max_gradient_norm))
     return trainers
+
+
+def _medians(store: FeedStore, points: Iterable[str], eligible: EligibleRows) -> dict[str, torch.Tensor]:
+    return {point: geometric_median(sample_rows(store, point, eligible)) for point in points}
 
 
 def write(spec: TrainSpec, store: FeedStore, progress: Progress, dictionary: Dictionary) -> DictionaryRecord:
