@@ -28,6 +28,7 @@ import ray
 from ray import exceptions
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from pipeline import logs
 from schemas.collect import CollectSpec
 from schemas.errors import HeadworksError, JobError
 from schemas.fingerprint import fingerprint
@@ -123,6 +124,7 @@ class DetachedJob:
         self._kept.is_stopped = True
 
     def _run(self, work: Work) -> None:
+        logs.configure_actor()
         self._outcome = _outcome(work, self._kept)
         if self._is_seen.wait(_UNSEEN_S):
             time.sleep(_LINGER_S)
