@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import tokenizers
 
 from pipeline.models.location import ModelLocation, locate
+from pipeline.tokens.kept import keep, kept_path, read_kept
 from pipeline.tokens.vocabulary import Tokenizer, restore_tokenizer
 from schemas.errors import MissingError, ModelError, SpecError
 
@@ -18,8 +20,8 @@ _ROLES = ("bos", "eos", "pad", "unk", "sep", "cls", "mask")
 
 @lru_cache(maxsize=4)
 def load_tokenizer(path: str, revision: str = "main") -> Tokenizer:
-    """The tokenizer that belongs to a model; ``path`` takes the forms of ``ModelSpec.path``. Kept for the process:
-    a GGUF file takes seconds.
+    """The tokenizer that belongs to a model; ``path`` takes the forms of ``ModelSpec.path``. Kept for the process, that
+    of a GGUF file also in the cache folder: it takes seconds to make.
 
     Raises:
         MissingError: nothing there.
@@ -31,6 +33,16 @@ def load_tokenizer(path: str, revision: str = "main") -> Tokenizer:
             f"model {path!r} is a Python callable and carries no tokenizer; name one in tokens.tokenizer "
             "(a Hub name, a local folder or a GGUF file)"
         )
+    if where.kind != "gguf":
+        return _converted(path, where, revision)
+    kept = kept_path(Path(where.path, where.file))
+    if (tokenizer := read_kept(kept)) is None:
+        tokenizer = _converted(path, where, revision)
+        keep(kept, tokenizer)
+    return tokenizer
+
+
+def _converted(path: str, where: ModelLocation, revision: str) -> Tokenizer:
     loaded = _load(path, where, revision)
     backend = getattr(loaded, "backend_tokenizer", None)
     if not isinstance(backend, tokenizers.Tokenizer):

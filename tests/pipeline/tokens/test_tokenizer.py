@@ -9,6 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from pipeline.models.location import locate
+from pipeline.tokens.kept import keep, kept_path, read_kept
 from pipeline.tokens.tokenizer import Tokenizer, load_tokenizer, restore_tokenizer
 from schemas.errors import CorruptionError, MissingError, ModelError, SpecError
 
@@ -90,3 +92,24 @@ def test_the_tokenizer_of_a_real_gguf_file() -> None:
     assert 15_000 < len(ids) < 40_000
     assert not set(ids.tolist()) & {0, 1, 2}
     assert load_tokenizer(SMOLLM2) is tokenizer
+
+
+def test_the_tokenizer_of_a_gguf_file_is_kept_and_equal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = load_tokenizer(SMOLLM2)
+    path = tmp_path / "tokenizers" / "made.json"
+    assert read_kept(path) is None
+    keep(path, made)
+    kept = read_kept(path)
+    assert kept is not None
+    assert (kept.definition, kept.specials, kept.digest) == (made.definition, made.specials, made.digest)
+    path.write_text(path.read_text()[:-100])
+    assert read_kept(path) is None
+    facts = {"definition": made.definition.decode(), "specials": {"bos": 5}, "digest": made.digest}
+    path.write_text(json.dumps(facts))
+    assert read_kept(path) is None
+    monkeypatch.setenv("HEADWORKS_CACHE", str(tmp_path))
+    monkeypatch.setattr("pipeline.tokens.tokenizer._load", lambda *_: pytest.fail("it is kept"))
+    where = locate(SMOLLM2)
+    keep(kept_path(Path(where.path, where.file)), made)
+    load_tokenizer.cache_clear()
+    assert load_tokenizer(SMOLLM2).digest == made.digest
