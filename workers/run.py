@@ -30,12 +30,10 @@ from workers import metrics
 from workers.cluster import connect
 from workers.collect import run_collect
 from workers.detached import run_detached
-from workers.evaluate import run_evaluate
 from workers.events import EventLog, described, events_name
 from workers.progress import Progress
 from workers.shuffle import run_shuffle
 from workers.snapshots import run_snapshots
-from workers.train import require_room, run_train
 
 Job = CollectSpec | ShuffleSpec | TrainSpec | EvaluateSpec
 
@@ -60,6 +58,8 @@ def run_job(job: AnyJob, *, address: str | None = None, progress: Progress | Non
         with connect(job.cluster if isinstance(job, PipelineSpec) else ClusterSpec(), address) as cluster:
             for each in jobs:
                 if isinstance(each, TrainSpec) and cluster.is_own:
+                    from workers.train import require_room
+
                     require_room(each, cluster)
             for each in jobs:
                 run.write("running")
@@ -209,8 +209,12 @@ def _execute(job: Job, progress: Progress, *, is_shared: bool) -> dict[str, Any]
         case ShuffleSpec():
             return _by_units(job, run_shuffle, progress, is_shared=is_shared)
         case TrainSpec():
+            from workers.train import run_train  # Ray Train and Ray Data, a second that a collection need not wait
+
             return run_train(job, progress=progress)
         case EvaluateSpec():
+            from workers.evaluate import run_evaluate
+
             return run_evaluate(job, progress=progress)
 
 

@@ -5,10 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
-from typing import Any
-
-import torch
-from torch import nn
+from typing import TYPE_CHECKING, Any
 
 from pipeline.models.hub import resolve_commit
 from pipeline.models.location import ModelLocation, locate
@@ -16,6 +13,9 @@ from pipeline.models.precision import resolve_dtype
 from pipeline.models.weights import config_digest, file_digest, files_digest, weight_files
 from schemas.errors import ModelError
 from schemas.model import ModelSpec
+
+if TYPE_CHECKING:
+    from torch import nn
 
 
 def model_identity(spec: ModelSpec) -> dict[str, Any]:
@@ -77,6 +77,8 @@ def check_spec(spec: ModelSpec) -> ModelLocation:
 
 def state_digest(module: nn.Module) -> str:
     """SHA-256 over the names, types, shapes and bytes of a module's state, in the order of the names."""
+    import torch  # seconds, and only for a module that is built to be digested
+
     digest = hashlib.sha256()
     for name, tensor in sorted(module.state_dict().items()):
         words = tensor.detach().cpu().contiguous()

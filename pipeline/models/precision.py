@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-
-import torch
+from typing import TYPE_CHECKING
 
 from schemas.errors import ModelError
 from schemas.fields import Dtype
 from schemas.model import ModelSpec
+
+if TYPE_CHECKING:
+    import torch
 
 # Linux names: Intel matrix tiles, AVX-512 dot products, and Arm's bfloat16 extension.
 _BFLOAT16_UNITS = frozenset({"amx_bf16", "avx512_bf16", "bf16"})
@@ -20,6 +22,8 @@ def resolve_device(spec: ModelSpec) -> torch.device:
     Raises:
         ModelError: ``cuda`` was asked for where there is none, or torch does not know the device.
     """
+    import torch  # seconds; a driver that names device and dtype does without
+
     if spec.device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -36,6 +40,8 @@ def resolve_dtype(spec: ModelSpec) -> Dtype:
     if spec.dtype != "native":
         return spec.dtype
     if resolve_device(spec).type == "cuda":
+        import torch
+
         return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
     return "bfloat16" if _processor_flags() & _BFLOAT16_UNITS else "float32"
 
@@ -48,6 +54,8 @@ def _processor_flags() -> frozenset[str]:
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
     except FileNotFoundError:  # not Linux: torch answers under nearly the same names
+        import torch
+
         return frozenset(name for name, present in torch.cpu.get_capabilities().items() if present is True)
     words = (line.partition(":")[2].split() for line in lines if line.startswith(("flags", "Features")))
     return frozenset(next(words, []))
