@@ -34,6 +34,9 @@ from workers.stage_totals import StageTotals
 from workers.telemetry import Telemetry
 from workers.tokenise import map_parts
 
+SMALL_TOKENS, SMALL_PART_BYTES = 2**18, 2**20
+"""Token tables up to this are made by the driver, in a second or two; greater ones by tasks, which start slower."""
+
 _log = logging.getLogger(__name__)
 
 
@@ -132,9 +135,14 @@ def collect_table(spec: CollectSpec, progress: Progress) -> TokenTable:
             spec.model,
             url=table_url(spec),
             shard_rows=spec.storage.shard_rows,
-            map_parts=map_parts,
+            map_parts=map if _is_small(spec) else map_parts,
             progress=task.reach,
         )
+
+
+def _is_small(spec: CollectSpec) -> bool:
+    """Whether this process tokenises the corpus before another one has even started."""
+    return 0 < spec.tokens.max_tokens <= SMALL_TOKENS and spec.tokens.part_size <= SMALL_PART_BYTES
 
 
 def _run_pass(
