@@ -34,8 +34,8 @@ from workers.stage_totals import StageTotals
 from workers.telemetry import Telemetry
 from workers.tokenise import map_parts
 
-SMALL_TOKENS, SMALL_PART_BYTES = 2**18, 2**20
-"""Token tables up to this are made by the driver, in a second or two; greater ones by tasks, which start slower."""
+SMALL_TOKENS, SMALL_PART_BYTES = 2**18, 2**22
+"""Token tables up to this are made by the driver, in seconds; greater ones by tasks, which start slower."""
 
 _log = logging.getLogger(__name__)
 
