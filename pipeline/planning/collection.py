@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from pipeline.collection.passes import plan_passes
+from pipeline.collection.overlap import ENCODED_WAITING, UNITS_HELD
 from pipeline.collection.prepare import require_same_batches, store_events, store_record
 from pipeline.models.forward import ActivationForward
 from pipeline.models.gradients import needs_head
@@ -166,9 +167,10 @@ def _unit(spec: CollectSpec, widths: Mapping[str, int], num_rows: int) -> UnitSi
 
 
 def _unit_memory(storage: Storage, wanted: list[_Missing]) -> int:
-    """Rows of all hook points of a pass, and one of them encoded."""
+    """Rows of all hook points of a pass, of every unit that is under way, and some hook points encoded."""
     sizes = [[row_bytes(storage, width) for width in one.hook_points.values()] for one in wanted if one.units]
-    return max((storage.shard_rows * (sum(one) + max(one)) for one in sizes), default=0)
+    rows_bytes = (UNITS_HELD * sum(one) + (ENCODED_WAITING + 2) * max(one) for one in sizes)
+    return max((storage.shard_rows * row_bytes for row_bytes in rows_bytes), default=0)
 
 
 def _time(
