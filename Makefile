@@ -5,6 +5,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+# Test files run side by side: much of their time is waiting for processes that start.
+TEST_JOBS ?= 2
 export RAY_ENABLE_UV_RUN_RUNTIME_ENV := 0
 export RAY_USAGE_STATS_ENABLED := 0
 export TOKENIZERS_PARALLELISM := false
@@ -26,7 +28,7 @@ demo: setup
 	@echo "Open runs/quickstart/report.html in a browser."
 
 test: setup
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(TEST_JOBS) --dist loadfile
 
 test-slow: setup
 	$(BIN)/python -m pytest -m slow
