@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from pipeline.collection.passes import plan_passes
 from pipeline.collection.overlap import ENCODED_WAITING, UNITS_HELD
+from pipeline.collection.passes import plan_passes
 from pipeline.collection.prepare import require_same_batches, store_events, store_record
 from pipeline.models.forward import ActivationForward
 from pipeline.models.gradients import needs_head
