@@ -1,7 +1,7 @@
 """A language model small enough to be trained in a minute, with checkpoints: what snapshots.yaml collects.
 
 A GPT-2 of two layers reads Python's own documentation and sources, in tokens of a vocabulary made from them. Folders
-in Hugging Face format, with tokenizer, are written at steps 0, 16, 128 and 512.
+in Hugging Face format, with tokenizer, are written at steps 0, 16, 64 and 256.
 
     python examples/train_checkpoints.py runs/snapshots/checkpoints
     headworks run examples/snapshots.yaml
@@ -18,7 +18,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
-STEPS = (0, 16, 128, 512)
+STEPS = (0, 16, 64, 256)
 VOCABULARY, WIDTH, CONTEXT = 1024, 64, 64
 FILES = ("pydoc_data/topics.py", "argparse.py", "inspect.py", "typing.py", "tarfile.py", "subprocess.py")
 

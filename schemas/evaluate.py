@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import NonNegativeInt, PositiveInt
+from pydantic import Field, NonNegativeInt, PositiveInt
 
 from schemas.fields import Name, Spec, Url
 
@@ -29,8 +29,9 @@ class EvaluateSpec(Spec):
     """Discriminator."""
     name: Name = "evaluate"
     """Name of this job."""
-    store: Url
-    """Store with the held-out rows, or ``${NAME}`` of a collect job of the same pipeline."""
+    store: Url | Annotated[dict[Name, Url], Field(min_length=2)]
+    """Store with the held-out rows, or ``${NAME}`` of a collect job of the same pipeline; a group or several stores by
+    name for dictionaries that were trained so, without cross-entropy then."""
     dictionaries: Url
     """Folder of a train job, or ``${NAME}`` of a train job of the same pipeline."""
     rows: Literal["held_out", "all"] = "held_out"

@@ -6,6 +6,7 @@ from typing import Any
 
 import ray
 
+from pipeline.store.joined import store_urls
 from pipeline.store.retention import noted_use
 from schemas.errors import HeadworksError, JobError
 from schemas.evaluate import EvaluateSpec
@@ -29,7 +30,7 @@ def run_evaluate(spec: EvaluateSpec, *, progress: Progress) -> dict[str, Any]:
     task = ray.remote(num_cpus=num_cpus, num_gpus=num_gpus, max_retries=1)(_evaluate)
     reference = task.remote(spec.model_dump(mode="json"), notices, max(1, int(num_cpus)))
     try:
-        with noted_use([spec.store], spec.name):
+        with noted_use(store_urls(spec.store), spec.name):
             _watch(reference, notices, spec.name, progress)
         figures: dict[str, Any] = ray.get(reference)
         # It says how far it is as soon as it computes.

@@ -7,7 +7,7 @@ from importlib import metadata
 from typing import Any
 
 from pipeline.evaluation.trained import Trained
-from pipeline.store.reader import Store
+from pipeline.store.joined import AnyStore, JoinedStore, first_of
 from pipeline.tokens.table import TokenTable, load_spec_tokenizer
 from pipeline.tokens.tokenizer import Tokenizer
 from schemas.collect import CollectSpec
@@ -17,7 +17,7 @@ from schemas.fingerprint import require_equal
 from schemas.model import ModelSpec
 
 
-def require(store: Store, dictionaries: Sequence[Trained], spec: EvaluateSpec) -> None:
+def require(store: AnyStore, dictionaries: Sequence[Trained], spec: EvaluateSpec) -> None:
     """Refuse what does not fit, before anything long runs.
 
     Raises:
@@ -49,6 +49,8 @@ def require(store: Store, dictionaries: Sequence[Trained], spec: EvaluateSpec) -
                 remedy="Only in a store of its own token table are the held-out documents known to be new to it. Set "
                 "rows: all to evaluate it on other text.",
             )
+    if isinstance(store, JoinedStore):
+        return
     kind = model_spec(store).kind
     if spec.cross_entropy_tokens and kind != "causal_lm":
         raise SpecError(
@@ -57,7 +59,7 @@ def require(store: Store, dictionaries: Sequence[Trained], spec: EvaluateSpec) -
         )
 
 
-def _require_points(store: Store, trained: Trained) -> None:
+def _require_points(store: AnyStore, trained: Trained) -> None:
     for point, width in {**trained.record.d_source, **trained.record.d_target}.items():
         if point not in store.hook_points:
             raise HookPointError(
@@ -71,7 +73,7 @@ def _require_points(store: Store, trained: Trained) -> None:
             )
 
 
-def require_model(store: Store, identity: Mapping[str, Any]) -> None:
+def require_model(store: AnyStore, identity: Mapping[str, Any]) -> None:
     """Refuse a model other than the store's; it may compute in another precision.
 
     Raises:
@@ -86,24 +88,33 @@ def require_model(store: Store, identity: Mapping[str, Any]) -> None:
     )
 
 
-def collect_spec(store: Store) -> CollectSpec:
-    """The job that made the store."""
-    return CollectSpec.model_validate(store.record.spec)
+def collect_spec(store: AnyStore) -> CollectSpec:
+    """The job that made the store, of several the first."""
+    return CollectSpec.model_validate(first_of(store).record.spec)
 
 
-def model_spec(store: Store) -> ModelSpec:
-    """The model that the store was collected from."""
+def model_spec(store: AnyStore) -> ModelSpec:
+    """The model that the store was collected from, of several the first."""
     return collect_spec(store).model
 
 
-def spliced_model_spec(store: Store) -> ModelSpec:
+def model_facts(store: AnyStore) -> dict[str, Any]:
+    """Identity and path of the model; of several the paths by name, and each identity."""
+    identity = store.record.identity["model"]
+    if not isinstance(store, JoinedStore):
+        return {**identity, "path": model_spec(store).path}
+    paths = ", ".join(f"{name}: {model_spec(one).path}" for name, one in store.stores.items())
+    return {"path": paths, "models": identity}
+
+
+def spliced_model_spec(store: AnyStore) -> ModelSpec:
     """The same weights in float32, in which the splice check can see an error; a Hub model at the store's commit."""
     spec = model_spec(store)
-    commit = store.record.identity["model"].get("revision") or spec.revision
+    commit = first_of(store).record.identity["model"].get("revision") or spec.revision
     return spec.model_copy(update={"dtype": "float32", "revision": commit})
 
 
-def tokenizer_of(store: Store) -> Tokenizer:
+def tokenizer_of(store: AnyStore) -> Tokenizer:
     """The tokenizer that made the rows: the token table's copy, or the model's own where the table has gone."""
     try:
         table = TokenTable.open(store.record.table_url)

@@ -14,7 +14,7 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.store.reader import Store
+from pipeline.store.joined import AnyStore
 from pipeline.store.rows import TokenRows
 
 UNITS_AT_ONCE = 64
@@ -35,7 +35,7 @@ def context_bounds(position: npt.NDArray[np.int32], start_row: int, *, ends: boo
     return pairs if ends else pairs[:-1]
 
 
-def choose_contexts(store: Store, *, num_rows: int, split: Literal["held_out", "all"], seed: int) -> list[Bounds]:
+def choose_contexts(store: AnyStore, *, num_rows: int, split: Literal["held_out", "all"], seed: int) -> list[Bounds]:
     """Contexts of at most ``num_rows`` rows in all, sorted by row; the last one chosen may be cut short at its end."""
     generator = np.random.Generator(np.random.Philox(seed))
     units = generator.permutation(store.num_units)
@@ -55,7 +55,7 @@ def choose_contexts(store: Store, *, num_rows: int, split: Literal["held_out", "
     return sorted(chosen)
 
 
-def read_tokens(store: Store, contexts: Sequence[Bounds]) -> TokenRows:
+def read_tokens(store: AnyStore, contexts: Sequence[Bounds]) -> TokenRows:
     """The tokens of contexts that are sorted by row, one after the other; each unit's tokens are read once."""
     parts: list[TokenRows] = []
     shard_rows = store.record.shard_rows
@@ -66,7 +66,7 @@ def read_tokens(store: Store, contexts: Sequence[Bounds]) -> TokenRows:
     return TokenRows.concat(parts)
 
 
-def _of_unit(store: Store, unit: int, split: Literal["held_out", "all"]) -> Iterator[Bounds]:
+def _of_unit(store: AnyStore, unit: int, split: Literal["held_out", "all"]) -> Iterator[Bounds]:
     start = unit * store.record.shard_rows
     stop = min(start + store.record.shard_rows, store.num_rows)
     tokens = store.tokens(start, stop)

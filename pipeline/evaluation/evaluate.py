@@ -29,8 +29,9 @@ from pipeline.models.precision import resolve_device
 from pipeline.order.eligible import EligibleRows
 from pipeline.report.curves import read_metrics
 from pipeline.report.page import ReportData, render
+from pipeline.store.joined import AnyStore, JoinedStore, open_any
 from pipeline.store.objects import Objects
-from pipeline.store.reader import Store
+from pipeline.training.points import points_of
 from schemas.errors import SpecError
 from schemas.evaluate import EvaluateSpec
 from schemas.fingerprint import fingerprint
@@ -38,6 +39,10 @@ from schemas.fingerprint import fingerprint
 RESULT = "evaluation.json"
 REPORT = "report.html"
 METRICS = "metrics.jsonl"
+
+_NO_SPLICE = (
+    " Cross-entropy is left out: the rows are of several models, and a splice needs the sources of one forward."
+)
 
 Progress = Callable[[dict[str, Any]], None]
 """Called now and then with the ``stage`` (reconstruction, cross-entropy, features) and ``done`` of its ``total`` rows
@@ -54,15 +59,17 @@ def evaluate(spec: EvaluateSpec, *, progress: Progress | None = None) -> dict[st
         SpecError: no rows, or no held-out contexts, are left to measure on.
         DataError: the splice check fails, or numbers are not finite.
     """
-    store = Store.open(spec.store)
-    device = str(resolve_device(belonging.model_spec(store)))
-    dictionaries = load_all(spec.dictionaries, device=device)
+    dictionaries = load_all(spec.dictionaries)
+    store = open_any(spec.store, [point for trained in dictionaries for point in points_of(trained.train_spec)])
+    device = resolve_device(belonging.model_spec(store))
+    for trained in dictionaries:
+        trained.dictionary.to(device)
     belonging.require(store, dictionaries, spec)
     identity = _identity(spec, store, dictionaries)
     return _finished(spec, identity) or _Evaluation(spec, store, dictionaries, identity, progress).run()
 
 
-def _identity(spec: EvaluateSpec, store: Store, dictionaries: list[Trained]) -> dict[str, Any]:
+def _identity(spec: EvaluateSpec, store: AnyStore, dictionaries: list[Trained]) -> dict[str, Any]:
     """What decides the result: two jobs of equal identity need only one evaluation."""
     asked = spec.model_dump(mode="json", exclude={"kind", "name", "store", "dictionaries", "output"})
     return {
@@ -116,7 +123,7 @@ class _Evaluation:
     def __init__(
         self,
         spec: EvaluateSpec,
-        store: Store,
+        store: AnyStore,
         dictionaries: list[Trained],
         identity: dict[str, Any],
         progress: Progress | None,
@@ -139,7 +146,7 @@ class _Evaluation:
             for trained in self._dictionaries
         }
         self._count.end()
-        entropies = self._cross_entropies(measured) if spec.cross_entropy_tokens else {}
+        entropies = self._cross_entropies(measured) if spec.cross_entropy_tokens and not self._is_joined else {}
         result = self._result(measured, entropies)
         features = self._features(measured)
         output = Objects(spec.output)
@@ -148,6 +155,10 @@ class _Evaluation:
         output.write(REPORT, self._page(result, features).encode())
         output.write(RESULT, (json.dumps(result, indent=1, allow_nan=False) + "\n").encode())
         return result
+
+    @property
+    def _is_joined(self) -> bool:
+        return isinstance(self._store, JoinedStore)
 
     def _cross_entropies(self, measured: Mapping[str, Reconstruction]) -> dict[str, CrossEntropy]:
         spec, store = self._spec, self._store
@@ -214,12 +225,15 @@ class _Evaluation:
             "fingerprint": fingerprint(self._identity),
             "identity": self._identity,
             "store": {"fingerprint": self._store.fingerprint, "table_fingerprint": self._store.table_fingerprint},
-            "model": {**self._store.record.identity["model"], "path": belonging.model_spec(self._store).path},
+            "model": belonging.model_facts(self._store),
             "rows": {
                 "split": self._spec.rows,
-                "text": "Reconstruction is measured on documents that training never saw."
-                if held_out
-                else "Reconstruction is measured on all documents, those that training saw included.",
+                "text": (
+                    "Reconstruction is measured on documents that training never saw."
+                    if held_out
+                    else "Reconstruction is measured on all documents, those that training saw included."
+                )
+                + (_NO_SPLICE if self._is_joined else ""),
             },
             "definitions": DEFINITIONS,
             "dictionaries": {
@@ -228,12 +242,17 @@ class _Evaluation:
             },
         }
 
+    def _title(self) -> str:
+        if isinstance(self._store, JoinedStore):
+            return ", ".join(self._store.stores)
+        return belonging.model_spec(self._store).path.rstrip("/").rpartition("/")[2]
+
     def _page(self, result: dict[str, Any], features: dict[str, list[dict[str, Any]]]) -> str:
         folder = Objects(self._spec.dictionaries)
         content = folder.read(METRICS) if folder.exists(METRICS) else b""
         return render(
             ReportData(
-                title=belonging.model_spec(self._store).path.rstrip("/").rpartition("/")[2],
+                title=self._title(),
                 evaluation=result,
                 metrics=read_metrics(content, f"{self._spec.dictionaries}/{METRICS}"),
                 features=features,

@@ -6,25 +6,25 @@ from collections.abc import Sequence
 
 import yaml
 
-from pipeline.evaluation.belonging import collect_spec
+from pipeline.evaluation.belonging import collect_spec, model_facts
 from pipeline.evaluation.figures import excluded_text
 from pipeline.evaluation.trained import Trained
-from pipeline.store.reader import Store
+from pipeline.store.joined import AnyStore, JoinedStore, first_of
 from schemas.corpus import HuggingFaceCorpus
 from schemas.evaluate import EvaluateSpec
 from schemas.fields import Spec
 
 
-def facts(spec: EvaluateSpec, store: Store, dictionaries: Sequence[Trained]) -> list[tuple[str, str]]:
+def facts(spec: EvaluateSpec, store: AnyStore, dictionaries: Sequence[Trained]) -> list[tuple[str, str]]:
     """Label and value of each fact."""
     collect = collect_spec(store)
-    model, corpus = store.record.identity["model"], collect.tokens.corpus
+    model, corpus = first_of(store).record.identity["model"], collect.tokens.corpus
     where = corpus.path if isinstance(corpus, HuggingFaceCorpus) else ", ".join(corpus.urls)
     first = dictionaries[0]
     rows = [
         ("Job", spec.name),
-        ("Model", collect.model.path),
-        ("Model weights", model.get("weights") or model.get("revision") or "\u2013"),
+        ("Model", str(model_facts(store)["path"])),
+        ("Model weights", _weights(store)),
         ("Precision of collection", f"{model.get('dtype', collect.model.dtype)}, stored as {store.dtype}"),
         ("Corpus", f"{corpus.format}: {where}"),
         ("Contexts", f"{collect.tokens.packing.mode}, {collect.tokens.packing.context_length} tokens"),
@@ -41,7 +41,14 @@ def facts(spec: EvaluateSpec, store: Store, dictionaries: Sequence[Trained]) -> 
     return rows
 
 
-def documents(spec: EvaluateSpec, store: Store, dictionaries: Sequence[Trained]) -> list[tuple[str, str]]:
+def _weights(store: AnyStore) -> str:
+    if isinstance(store, JoinedStore):
+        return ", ".join(f"{name}: {_weights(one)}" for name, one in store.stores.items())
+    model = store.record.identity["model"]
+    return str(model.get("weights") or model.get("revision") or "\u2013")
+
+
+def documents(spec: EvaluateSpec, store: AnyStore, dictionaries: Sequence[Trained]) -> list[tuple[str, str]]:
     """Label and text of the specs that led here."""
     trained = {trained.train_spec.name: trained.train_spec for trained in dictionaries}
     return [

@@ -17,7 +17,7 @@ from pipeline.evaluation.reconstruction import Reconstruction, ReconstructionSum
 from pipeline.evaluation.trained import Trained
 from pipeline.order.eligible import EligibleRows, scan
 from pipeline.order.feed import RowFeed
-from pipeline.store.reader import Store
+from pipeline.store.joined import AnyStore
 from schemas.evaluate import ReportSpec
 from schemas.train import RowOrder
 
@@ -27,7 +27,7 @@ Count = Callable[[int], None]
 
 @torch.no_grad()
 def measure(
-    store: Store, trained: Trained, *, split: Literal["held_out", "all"], max_rows: int, seed: int, count: Count
+    store: AnyStore, trained: Trained, *, split: Literal["held_out", "all"], max_rows: int, seed: int, count: Count
 ) -> Reconstruction:
     """Figures of one dictionary on the first ``max_rows`` rows of a seeded order, less the rows training left out.
 
@@ -57,7 +57,7 @@ def measure(
     return sums.figures()
 
 
-def eligible_rows(store: Store, trained: Trained) -> EligibleRows:
+def eligible_rows(store: AnyStore, trained: Trained) -> EligibleRows:
     """The rows that a dictionary is applied to, of held-out and training documents alike."""
     return scan(store, trained.points, trained.train_spec.rows, "all")
 
@@ -69,14 +69,14 @@ def are_eligible(eligible: EligibleRows, rows: npt.NDArray[np.int64]) -> npt.NDA
     return np.isin(rows, np.concatenate(known)) if known else np.zeros(0, dtype=np.bool_)
 
 
-def searched_contexts(store: Store, spec: ReportSpec, *, seed: int) -> list[Bounds]:
+def searched_contexts(store: AnyStore, spec: ReportSpec, *, seed: int) -> list[Bounds]:
     """Whole contexts of held-out and training documents: features are shown, not scored."""
     return choose_contexts(store, num_rows=spec.rows, split="all", seed=seed)
 
 
 @torch.no_grad()
 def find_features(
-    store: Store,
+    store: AnyStore,
     trained: Trained,
     figures: Reconstruction,
     contexts: Sequence[Bounds],
@@ -107,5 +107,5 @@ def find_features(
     return search.features(pieces)
 
 
-def _read(store: Store, trained: Trained, rows: npt.NDArray[np.int64]) -> dict[str, Tensor]:
+def _read(store: AnyStore, trained: Trained, rows: npt.NDArray[np.int64]) -> dict[str, Tensor]:
     return {hook: torch.from_numpy(store.gather_values(hook, rows)) for hook in trained.record.d_source}

@@ -94,6 +94,16 @@ class JoinedStore:
         return next((place for place in places if not place.is_local), places[0])
 
     @property
+    def first(self) -> Store:
+        """The store that gives the tokens."""
+        return next(iter(self.stores.values()))
+
+    @property
+    def num_units(self) -> int:
+        """Units of the first store that hold common rows."""
+        return layout.num_units(self.num_rows, self.record.shard_rows)
+
+    @property
     def fingerprint(self) -> str:
         """Of names and stores: what the order of rows and a training depend on."""
         return self.record.fingerprint
@@ -132,7 +142,7 @@ class JoinedStore:
         """Token rows [start, stop), the same of every store; all common rows by default."""
         stop = self.num_rows if stop is None else stop
         self._require_rows(start, stop)
-        return next(iter(self.stores.values())).tokens(start, stop)
+        return self.first.tokens(start, stop)
 
     def _of(self, hook: str) -> tuple[Store, str]:
         if hook not in self.hook_points:
@@ -161,6 +171,11 @@ class JoinedStore:
 
 AnyStore = Store | JoinedStore
 """What rows are read from."""
+
+
+def first_of(store: AnyStore) -> Store:
+    """The store itself, or the one of several that gives the tokens: its record tells how they were made."""
+    return store.first if isinstance(store, JoinedStore) else store
 
 
 def open_any(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -148,6 +149,12 @@ def trained(root: Path, store: str) -> TrainSpec:
     )  # fmt: skip
     train(spec, SingleWorld())
     return spec
+
+
+@pytest.fixture(scope="session")
+def collect_here() -> Callable[[CollectSpec], None]:
+    """A whole collect job in this process."""
+    return collect_into
 
 
 @pytest.fixture(scope="session")

@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +12,20 @@ import numpy as np
 import pytest
 import torch
 
+from pipeline.collection.snapshots import group_of, snapshot_jobs
 from pipeline.dictionaries.folder import load_dictionary, save_dictionary
 from pipeline.evaluation import belonging
 from pipeline.evaluation.evaluate import evaluate
+from pipeline.store.group import join_group
+from pipeline.store.objects import Objects
 from pipeline.store.reader import Store
 from pipeline.store.rounding import relative_error
+from pipeline.training.engine import train
+from pipeline.training.world import SingleWorld
+from schemas.collect import CollectSpec
 from schemas.errors import HeadworksError, HookPointError, MismatchError, MissingError, SpecError
 from schemas.evaluate import EvaluateSpec
+from schemas.train import TrainSpec
 
 RESID = "blocks.1.hook_resid_post"
 
@@ -203,3 +211,43 @@ def test_the_tokenizer_is_the_tables_or_the_models_where_the_table_has_gone(flow
     store.record = store.record.model_copy(update={"table_url": str(tmp_path / "gone")})
     assert belonging.tokenizer_of(store).digest == kept.digest
     assert kept.pieces([2, 12]) == ["cat", "the"]
+
+
+def test_a_crosscoder_over_a_group_is_evaluated_at_each_of_its_models(
+    flow: Any, collect_here: Callable[[CollectSpec], None], tmp_path: Path
+) -> None:
+    """Figures of each target as computed from all rows at once; no cross-entropy, and the page says so."""
+    names = ["whole", "half"]
+    points = [f"{name}/{RESID}" for name in names]
+    facts = flow.collect.model_dump(mode="json") | {"hook_points": [RESID], "output": str(tmp_path / "group")}
+    spec = CollectSpec.model_validate(facts | {"snapshots": {"whole": {}, "half": {"dtype": "bfloat16"}, "other": {}}})
+    jobs = snapshot_jobs(spec)
+    for name in names:
+        collect_here(jobs[name])
+    table = Store.open(jobs["whole"].output).table_fingerprint
+    join_group(Objects(spec.output), group_of(spec, jobs, table))  # "other" is not there, and nobody asks for it
+    dictionary = {"name": "both", "sources": points, "num_latents": 96, "activation": {"kind": "topk", "k": 8}}
+    trained = flow.train.model_dump(mode="json") | {
+        "store": spec.output, "dictionaries": [dictionary], "output": str(tmp_path / "dictionaries"),
+    }  # fmt: skip
+    train(TrainSpec.model_validate(trained), SingleWorld())
+    asked = {"dictionaries": trained["output"], "max_rows": 10**6}
+    result = evaluate(spec_of(flow, tmp_path / "out", store=spec.output, **asked))
+    figures = result["dictionaries"]["both"]
+    assert figures["kind"] == "crosscoder"
+    assert figures["ce_clean"] is None
+    assert "Cross-entropy is left out" in (tmp_path / "out" / "report.html").read_text()
+
+    stores = {f"{name}/{RESID}": Store.open(jobs[name].output) for name in names}
+    tokens = stores[points[0]].tokens()
+    specials = list(stores[points[0]].record.specials.values())
+    kept = np.flatnonzero(tokens.held_out & (tokens.position > 0) & ~np.isin(tokens.token_id, specials))
+    rows = {point: torch.from_numpy(store.gather_values(RESID, kept)) for point, store in stores.items()}
+    made = load_dictionary(f"{trained['output']}/both").reconstruct(rows)
+    assert figures["rows"] == len(kept)
+    for point, x in rows.items():
+        expected = (x - made[point]).double().square().sum() / (x - x.mean(0)).double().square().sum()
+        assert figures["fvu_of_target"][point] == pytest.approx(float(expected), rel=1e-4)
+    by_name = {name: jobs[name].output for name in names}
+    again = evaluate(spec_of(flow, tmp_path / "named", store=by_name, **asked, report={"num_features": 0}))
+    assert again["dictionaries"]["both"]["fvu"] == figures["fvu"]
