@@ -139,6 +139,15 @@ class CollectSpec(Spec):
         return self
 
     @model_validator(mode="after")
+    def _images_are_seen(self) -> Self:
+        if (self.model.kind == "vision") != (self.tokens.corpus.format == "images"):
+            raise ValueError(
+                f"model.kind vision and a corpus of images go together; here the kind is {self.model.kind} and the "
+                f"corpus's format {self.tokens.corpus.format}"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _snapshots_once(self) -> Self:
         if self.snapshots and self.snapshot_folders:
             raise ValueError("give snapshots by name or by snapshot_folders, not both")

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field, NonNegativeInt, PositiveInt
+from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
-from schemas.fields import ByteSize, Spec, Url
+from schemas.fields import ByteSize, Name, Spec, Url
 
 
 class TextCorpus(Spec):
@@ -65,8 +65,38 @@ class HuggingFaceCorpus(Spec):
     """Documents in one independently packed part of the token table."""
 
 
+class ImagesCorpus(Spec):
+    """Images, for models of kind ``vision``: an image is a document and a context, its patches are the rows."""
+
+    format: Literal["images"] = "images"
+    """Discriminator."""
+    urls: Annotated[list[Url], Field(min_length=1)]
+    """Paths, globs (``**`` included) or fsspec URLs of image files (whatever Pillow reads) or of Parquet files."""
+    image_field: str = ""
+    """The files are Parquet, and this column holds the encoded images, as bytes or as a struct with a field ``bytes``.
+    Empty: each file is an image."""
+    size: NonNegativeInt = 0
+    """Pixels on a side of what the model sees; 0: as the model's configuration says."""
+    patch_size: NonNegativeInt = 0
+    """Pixels on a side of a patch; 0: as the model's configuration says."""
+    special_tokens: list[Name] | None = None
+    """Names of the rows that come before the patches, for example ``[cls, register_1]``; None: as is known of the
+    model's architecture. They are the special tokens of the table, so readers leave them out as they do with BOS."""
+    fit: Literal["model", "crop", "stretch"] = "model"
+    """``crop``: the shorter side is resized, the middle of the longer one is kept. ``stretch``: both sides are resized.
+    ``model``: as the model's ``preprocessor_config.json`` says."""
+    resized: NonNegativeInt = 0
+    """Of fit ``crop``: pixels of the shorter side before cropping; 0: as the model says, else ``size``."""
+    resample: Literal["model", "nearest", "bilinear", "bicubic", "lanczos"] = "model"
+    """Pillow's filter for resizing."""
+    mean: list[float] = []
+    """Of each channel (red, green, blue), taken off values from 0 to 1; empty: as the model says."""
+    std: list[float] = []
+    """By which they are divided then; empty: as the model says."""
+
+
 Corpus = Annotated[
-    TextCorpus | JsonLinesCorpus | ParquetCorpus | HuggingFaceCorpus,
+    TextCorpus | JsonLinesCorpus | ParquetCorpus | HuggingFaceCorpus | ImagesCorpus,
     Field(discriminator="format"),
 ]
 
@@ -108,3 +138,9 @@ class TokensSpec(Spec):
     """Seed of the file order and of the held-out choice."""
     output: str = ""
     """Folder or URL of the token table; empty: ``tokens`` beside the store. Reused if it has the same fingerprint."""
+
+    @model_validator(mode="after")
+    def _images_are_their_patches(self) -> Self:
+        if self.corpus.format == "images" and (self.packing != Packing() or self.tokenizer != "model"):
+            raise ValueError("packing and tokenizer are for text: an image is a context of its patches; leave both out")
+        return self

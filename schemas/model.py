@@ -14,9 +14,10 @@ class ModelSpec(Spec):
     """Hub name, local folder, ``FOLDER/FILE.gguf``, ``package:PACKAGE/FILE.gguf`` for a file inside an installed
     Python package, or ``python:module.attribute`` for a callable that returns a ``torch.nn.Module`` (only modules that
     the operator lists in ``HEADWORKS_ALLOWED_IMPORTS``)."""
-    kind: Literal["causal_lm", "masked_lm", "encoder", "module"] = "causal_lm"
-    """Which head the model carries. ``encoder``: none; of a model with encoder and decoder its encoder. Collection runs
-    the head for gradients only; they and cross-entropy need ``causal_lm``."""
+    kind: Literal["causal_lm", "masked_lm", "encoder", "vision", "module"] = "causal_lm"
+    """Which head the model carries. ``encoder``: none; of a model with encoder and decoder its encoder. ``vision``:
+    none, and it takes images. Collection runs the head for gradients only; they and cross-entropy need
+    ``causal_lm``."""
     revision: str = "main"
     """Git revision on the Hub; local models are identified by the digest of their weights."""
     dtype: Literal["bfloat16", "float16", "float32", "native"] = "bfloat16"

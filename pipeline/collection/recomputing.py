@@ -12,15 +12,16 @@ import secrets
 import socket
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
 from pydantic import ValidationError
 
+from pipeline.collection.inputs import open_forward, open_inputs
 from pipeline.collection.unit import RowSource, UnitCollector
-from pipeline.models.forward import ActivationForward, needs_head
+from pipeline.models.forward import needs_head
 from pipeline.models.load import load_model
 from pipeline.store import layout
 from pipeline.store.objects import Objects
@@ -98,9 +99,10 @@ class Recomputer:
         loaded = load_model(spec.model, with_head=needs_head(hook_points))
         remedy = "Give the model that made the store (--model PATH)."
         require_equal(record.identity["model"], loaded.identity, where="the model", remedy=remedy)
-        forward = ActivationForward(loaded, hook_points, context_length=spec.tokens.packing.context_length)
+        forward = open_forward(loaded, spec, hook_points)
         writer = StoreWriter(Objects("memory://none"), record, pass_record, layout.pass_id(pass_record), num_rows)
-        return cls(UnitCollector(forward, rows, writer, f"repair@{socket.gethostname()}"))
+        worker = f"repair@{socket.gethostname()}"
+        return cls(UnitCollector(forward, rows, writer, worker, open_inputs(spec, rows)))
 
     @contextmanager
     def staged(self, unit: int, sound: Iterable[tuple[str, bytes]] = ()) -> Iterator[Staged]:
@@ -112,8 +114,7 @@ class Recomputer:
             for key, data in sound:
                 objects.write(key, data)
             with _quiet("pipeline.store"):
-                collector = UnitCollector(self.collector.forward, self.collector.table, beside, self.collector.worker)
-                yield Staged(objects, collector.collect(unit))
+                yield Staged(objects, replace(self.collector, writer=beside).collect(unit))
         finally:
             for key in objects.list():
                 objects.delete(key)

@@ -15,6 +15,7 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass
 
+from pipeline.collection.inputs import ModelInputs, open_forward, open_inputs, token_inputs
 from pipeline.collection.overlap import UNITS_HELD, OverlappedCollector
 from pipeline.collection.prepare import CollectPass
 from pipeline.collection.staging import open_staging
@@ -38,6 +39,8 @@ class UnitCollector:
     writer: StoreWriter
     worker: str
     """Who this is, for the ledger."""
+    inputs: ModelInputs = token_inputs
+    """What the model gets of a batch."""
 
     @classmethod
     def open(cls, one: CollectPass, *, worker: str = "local", table: RowSource | None = None) -> UnitCollector:
@@ -54,9 +57,9 @@ class UnitCollector:
             where=f"the model that worker {worker} loaded",
             remedy="Every machine must see the same files at model.path.",
         )
-        length = one.spec.tokens.packing.context_length
-        forward = ActivationForward(loaded, one.hook_points, context_length=length)
-        return cls(forward, table or TokenTable.open(one.table_url), one.writer(forward.widths), worker)
+        forward = open_forward(loaded, one.spec, one.hook_points)
+        rows = table or TokenTable.open(one.table_url)
+        return cls(forward, rows, one.writer(forward.widths), worker, open_inputs(one.spec, rows))
 
     def collect(self, unit: int, attempt: int = 0) -> LedgerEntry:
         """Compute, write and commit one unit; the entry that counts, an earlier attempt's if there was one."""
@@ -74,7 +77,7 @@ class UnitCollector:
 
     def begin(self, unit: int, attempt: int = 0) -> UnitRun:
         """One attempt at a unit, of which nothing is done yet."""
-        return UnitRun(self.table, self.forward, self.writer, self.worker, unit, attempt)
+        return UnitRun(self.table, self.forward, self.writer, self.worker, unit, attempt, self.inputs)
 
     def overlapped(self) -> OverlappedCollector[Collected]:
         """The same for a stream of units. While it is open, its threads alone use the model."""

@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pipeline.collection.inputs import ModelInputs, token_inputs
 from pipeline.collection.plan import Batch, unit_batches
 from pipeline.collection.seconds import Stage, StageSeconds
 from pipeline.collection.staging import Staged, Staging
@@ -81,6 +82,7 @@ class UnitRun:
     worker: str
     unit: int
     attempt: int
+    inputs: ModelInputs = token_inputs
     seconds: StageSeconds = field(default_factory=StageSeconds)
     batches: list[Batch] = field(default_factory=list)
     """Of all contexts that overlap the unit, once they are read."""
@@ -116,9 +118,9 @@ class UnitRun:
     def forward(self, batch: Batch, staging: Staging) -> Staged:
         """Run one batch and send its activations to host memory. Its seconds are counted by ``keep``."""
         assert self._covering is not None
-        token_ids = torch.from_numpy(batch.token_matrix(self._covering.token_id))
+        inputs = self.inputs(batch, self._covering)
         started = staging.start()
-        return staging.stage(self.network.run(token_ids, torch.from_numpy(batch.lengths)), started)
+        return staging.stage(self.network.run(inputs, torch.from_numpy(batch.lengths)), started)
 
     def keep(self, batch: Batch, staged: Staged) -> None:
         """Wait for a batch and take the unit's rows of it; the caller releases the batch."""

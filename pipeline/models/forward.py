@@ -12,6 +12,7 @@ Shapes: B batch rows, L context length, D width at a hook point.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -43,9 +44,12 @@ class ActivationForward:
         ModelError: the network gives NaN or Inf on the probe; gradients of a model that was loaded without its head.
     """
 
-    def __init__(self, loaded: LoadedModel, hook_points: Sequence[str], *, context_length: int = 0) -> None:
-        """``context_length``: no context will be longer; only attention patterns need it, as their width. A model with
-        hook points that ``needs_head`` must have been loaded with its head."""
+    def __init__(
+        self, loaded: LoadedModel, hook_points: Sequence[str], *, context_length: int = 0, image_size: int = 0
+    ) -> None:
+        """``context_length``: no context will be longer; attention patterns need it, as their width. A model with hook
+        points that ``needs_head`` must have been loaded with its head. ``image_size``: pixels on a side of what a model
+        of kind ``vision`` takes; all its contexts have ``context_length`` rows."""
         assert hook_points, "at least one hook point"
         self._names = list(dict.fromkeys(hook_points))
         points = dict.fromkeys(name.removesuffix(GRADIENT) for name in self._names)
@@ -54,17 +58,25 @@ class ActivationForward:
         self._taker = GradientTaker(loaded, self._sites, gradients) if gradients else None
         self._network = loaded.backbone if gradients else cut_after(loaded.backbone, self._sites)
         self._device = loaded.device
-        self._takes_mask = loaded.spec.kind != "module"
+        self._takes_mask = loaded.spec.kind not in ("module", "vision")
+        self._image_rows = context_length if loaded.spec.kind == "vision" else 0
+        self._dtype = loaded.dtype
+        self._probe_inputs = torch.tensor(PROBE_IDS, device=self._device)
+        if self._image_rows:
+            shape = (len(PROBE_IDS), 3, image_size, image_size)
+            self._probe_inputs = torch.linspace(-1, 1, math.prod(shape), dtype=torch.float32).view(shape)
+            self._probe_inputs = self._probe_inputs.to(self._device, self._dtype)
         self._mutated: set[str] = set()
         self._tolerance = _SAME_RELATIVE[loaded.dtype]
         probe = self._probe()
         self.widths: dict[str, int] = {name: probe[name].shape[2] for name in self._names}
         """Width D of each hook point, in the order asked for."""
-        self.padding_safe = loaded.spec.kind not in _LOOKS_AHEAD and all(
-            self._causal(tensor) for name, tensor in probe.items() if not is_gradient(name)
+        self.padding_safe = loaded.spec.kind == "vision" or (
+            loaded.spec.kind not in _LOOKS_AHEAD
+            and all(self._causal(tensor) for name, tensor in probe.items() if not is_gradient(name))
         )
         """Rows do not change with what stands behind them, so padding needs no mask."""
-        _check_sums(self._network, self._sites, self._run_network, self._device, self._tolerance)
+        _check_sums(self._network, self._sites, self._run_network, self._probe_inputs, self._tolerance)
 
     @property
     def device(self) -> torch.device:
@@ -81,8 +93,12 @@ class ActivationForward:
         """Activations ``[B, L, D]`` at each hook point, on the model's device and in its dtype; the caller owns them.
 
         ``token_ids`` int64 ``[B, L]`` padded on the right with any token, ``lengths`` int64 ``[B]``. Rows behind a
-        context's length hold nothing of use.
+        context's length hold nothing of use. A model of kind ``vision`` takes pixels ``[B, 3, size, size]`` in their
+        place, and gives a row for each special token and patch.
         """
+        if self._image_rows:
+            found = self._captured(token_ids.to(self._device, self._dtype), None, lengths)
+            return {name: found[name] for name in self._names}
         assert token_ids.ndim == 2
         assert lengths.shape == token_ids.shape[:1]
         token_ids = token_ids.to(self._device)
@@ -131,16 +147,22 @@ class ActivationForward:
 
     @torch.no_grad()
     def _probe(self) -> dict[str, Tensor]:
-        token_ids = torch.tensor(PROBE_IDS, device=self._device)
-        captured = self._captured(token_ids, None, torch.tensor([len(ids) for ids in PROBE_IDS]))
+        inputs = self._probe_inputs
+        num_rows = self._image_rows or inputs.shape[1]
+        captured = self._captured(inputs, None, torch.full((len(inputs),), num_rows))
         for name in self._names:
             shape = tuple(captured[name].shape) if name in captured else None
             if shape is None:
                 raise HookPointError(f"hook point {name!r} is never reached by the forward of the model")
-            if len(shape) != 3 or shape[:2] != tuple(token_ids.shape) or not captured[name].is_floating_point():
+            if self._image_rows and len(shape) == 3 and shape[1] != num_rows:
                 raise HookPointError(
-                    f"hook point {name!r} gives a tensor of shape {list(shape)} for token ids of shape "
-                    f"{list(token_ids.shape)}; activations are collected as [batch, context, width]"
+                    f"hook point {name!r} gives {shape[1]} rows for an image, the token table has {num_rows}: say in "
+                    "tokens.corpus which special_tokens come before the patches, and the model's size and patch_size"
+                )
+            if len(shape) != 3 or shape[:2] != (len(inputs), num_rows) or not captured[name].is_floating_point():
+                raise HookPointError(
+                    f"hook point {name!r} gives a tensor of shape {list(shape)} for inputs of shape "
+                    f"{list(inputs.shape)}; activations are collected as [batch, context, width]"
                 )
         return captured
 
@@ -178,7 +200,7 @@ def _check_sums(
     network: nn.Module,
     sites: Sequence[HookSite],
     run_network: Callable[[Tensor, Tensor | None], object],
-    device: torch.device,
+    inputs: Tensor,
     tolerance: float,
 ) -> None:
     """Hold every block that a ``blocks.*`` name points into to the sums of its family.
@@ -186,11 +208,10 @@ def _check_sums(
     A structure is recognised by the names of its children; a block that has the names but scales its branches, say,
     would give activations that are not what the hook names mean.
     """
-    token_ids = torch.tensor(PROBE_IDS, device=device)
     named = sorted({site.layer for site in sites if site.layer is not None and site.name.startswith("blocks.")})
     for layer in named:
         family, all_sites = block_sites(network, layer)
-        captured, _ = capture(lambda: run_network(token_ids, None), all_sites, copied={site.name for site in all_sites})
+        captured, _ = capture(lambda: run_network(inputs, None), all_sites, copied={site.name for site in all_sites})
         points = {name.rpartition(".")[2]: tensor for name, tensor in captured.items()}
         if not all(bool(tensor.isfinite().all()) for tensor in points.values()):
             raise ModelError(

@@ -51,7 +51,7 @@ class LoadedModel:
     @property
     def backbone(self) -> nn.Module:
         """The network without its head."""
-        return backbone_of(self.module)
+        return backbone_of(self.module, self.spec.kind)
 
 
 def load_model(spec: ModelSpec, *, with_head: bool = False) -> LoadedModel:
@@ -63,7 +63,7 @@ def load_model(spec: ModelSpec, *, with_head: bool = False) -> LoadedModel:
         ResourceError: it does not fit into memory.
     """
     location = check_spec(spec)
-    if with_head and spec.kind in ("module", "encoder"):
+    if with_head and spec.kind not in ("causal_lm", "masked_lm"):
         raise ModelError(
             f"model {spec.path!r} is of kind {spec.kind!r} and has no head; cross-entropy and gradients need causal_lm"
         )
@@ -76,7 +76,7 @@ def load_model(spec: ModelSpec, *, with_head: bool = False) -> LoadedModel:
     else:
         identity = model_identity(spec)
         module = load_pretrained(spec, location, identity, with_head=with_head)
-    module = module if with_head else backbone_of(module)
+    module = module if with_head else backbone_of(module, spec.kind)
     module = _place(module.eval().requires_grad_(False), device)
     blocks = find_blocks(module)
     return LoadedModel(
@@ -93,8 +93,9 @@ def torch_dtype(spec: ModelSpec) -> torch.dtype:
     return dtype
 
 
-def backbone_of(module: nn.Module) -> nn.Module:
-    """The module below the head of a transformers model, its encoder if it has a decoder besides.
+def backbone_of(module: nn.Module, kind: str = "") -> nn.Module:
+    """The module below the head of a transformers model, its encoder if it has a decoder besides; of kind ``vision`` of
+    a model of text and images the part that sees.
 
     Any other module is its own backbone.
     """
@@ -103,6 +104,8 @@ def backbone_of(module: nn.Module) -> nn.Module:
     if not isinstance(module, PreTrainedModel):
         return module
     backbone: Any = module.base_model
+    if kind == "vision":
+        backbone = getattr(backbone, "vision_model", backbone)
     found: nn.Module = backbone.get_encoder() if getattr(backbone.config, "is_encoder_decoder", False) else backbone
     return found
 
@@ -111,7 +114,7 @@ def auto_class(spec: ModelSpec) -> Any:
     """Transformers' class that builds models of the kind that the spec names."""
     import transformers
 
-    names = {"masked_lm": "AutoModelForMaskedLM", "encoder": "AutoModel"}
+    names = {"masked_lm": "AutoModelForMaskedLM", "encoder": "AutoModel", "vision": "AutoModel"}
     return getattr(transformers, names.get(spec.kind, "AutoModelForCausalLM"))
 
 
@@ -156,6 +159,8 @@ def _require_kind(module: nn.Module, spec: ModelSpec) -> None:
     if spec.kind == "module":
         return
     if not isinstance(module, PreTrainedModel):
+        if spec.kind == "vision":
+            return
         raise ModelError(
             f"{spec.path!r} returned {type(module).__name__}, which is no transformers model; its kind is 'module'"
         )
@@ -247,9 +252,10 @@ def _from_pretrained(
 
 def _refuse_missing(model: Any, report: dict[str, Any], said: str, spec: ModelSpec, *, with_head: bool) -> None:
     """Transformers fills absent weights with random numbers and a warning; a store of those would be worthless."""
-    prefix = "" if spec.kind == "encoder" else f"{model.base_model_prefix}."
-    # What an encoder's checkpoint may lack, because nothing of it is ever run.
-    unused = ("pooler.", "decoder.") if spec.kind == "encoder" else ()
+    is_bare = spec.kind in ("encoder", "vision")
+    prefix = "" if is_bare else f"{model.base_model_prefix}."
+    # What such a checkpoint may lack, because nothing of it is ever run.
+    unused = ("pooler.", "decoder.") if is_bare else ()
     needed = [key for key in report["missing_keys"] if not key.startswith(unused)]
     missing = sorted(key for key in needed if with_head or key.startswith(prefix))
     mismatched = sorted(str(key[0]) for key in report.get("mismatched_keys", ()))

@@ -45,9 +45,13 @@ class Sketch:
     """The MLP's activation function by transformers' name; empty where the configuration does not say."""
 
 
-def sketch(spec: ModelSpec, hook_points: Sequence[str], context_length: int, *, longest: int = 0) -> Sketch:
+def sketch(
+    spec: ModelSpec, hook_points: Sequence[str], context_length: int, *, longest: int = 0, image_size: int = 0
+) -> Sketch:
     """Widths and operations for contexts of ``context_length`` tokens, of which the longest has ``longest`` (0: all are
-    as long). Neither reads nor allocates the weights of a known architecture.
+    as long); of a model of kind ``vision`` for an image of ``image_size`` pixels on a side.
+
+    Neither reads nor allocates the weights of a known architecture.
 
     Raises:
         HookPointError: an unknown hook point. MissingError, ModelError: as ``load_model``; also a network that cannot
@@ -56,13 +60,14 @@ def sketch(spec: ModelSpec, hook_points: Sequence[str], context_length: int, *, 
     location = check_spec(spec)
     module = build_skeleton(spec, location)
     names = list(dict.fromkeys(hook_points))
-    backbone = backbone_of(module)
+    backbone = backbone_of(module, spec.kind)
     points = list(dict.fromkeys(name.removesuffix(GRADIENT) for name in names))
     sites = resolve(backbone, points, context_length=max(longest, context_length))
     gradients = [name.removesuffix(GRADIENT) for name in names if is_gradient(name)]
     network, kept = (module, _Kept()) if gradients else (cut_after(backbone, sites), None)
     with FlopCounterMode(display=False) as counter:
-        found = _captured(network, sites, spec, context_length, gradients, kept)
+        inputs = _inputs(spec, context_length, image_size)
+        found = _captured(network, sites, spec, inputs, gradients, kept)
     lost = [site.name for site in sites if site.name not in found]
     if lost:
         raise ModelError(f"model {spec.path!r}: the hook points {lost} are never reached by its forward")
@@ -98,7 +103,9 @@ def _activation(config: Any) -> str:
     return ""
 
 
-def measure(spec: ModelSpec, hook_points: Sequence[str], token_ids: NDArray[np.int64], *, num_threads: int) -> float:
+def measure(
+    spec: ModelSpec, hook_points: Sequence[str], token_ids: NDArray[np.int64], *, num_threads: int, image_size: int = 0
+) -> float:
     """Tokens per second of one replica on this machine: the real network on batches [B, L] of ``token_ids``, L being
     the greatest length of a context.
 
@@ -109,16 +116,18 @@ def measure(spec: ModelSpec, hook_points: Sequence[str], token_ids: NDArray[np.i
     torch.set_num_threads(num_threads)
     try:
         loaded = load_model(spec, with_head=needs_head(hook_points))
-        forward = ActivationForward(loaded, hook_points, context_length=token_ids.shape[1])
+        forward = ActivationForward(loaded, hook_points, context_length=token_ids.shape[1], image_size=image_size)
         batch = torch.from_numpy(token_ids)
         lengths = torch.full((len(batch),), batch.shape[1])
+        if image_size:
+            batch = torch.zeros((len(batch), 3, image_size, image_size))
         for _ in range(_WARM_UP):
             _finished(forward.run(batch, lengths))
         started, runs = time.perf_counter(), 0
         while runs < _MOST_BATCHES and (runs == 0 or time.perf_counter() - started < _LEAST_S):
             _finished(forward.run(batch, lengths))
             runs += 1
-        return runs * batch.numel() / (time.perf_counter() - started)
+        return runs * token_ids.size / (time.perf_counter() - started)
     finally:
         torch.set_num_threads(before)
 
@@ -130,23 +139,30 @@ def _finished(found: dict[str, torch.Tensor]) -> None:
             torch.cuda.synchronize(tensor.device)
 
 
+def _inputs(spec: ModelSpec, context_length: int, image_size: int) -> dict[str, Any]:
+    """What a forward of one context takes, without values."""
+    if spec.kind == "vision":
+        return {"pixels": torch.zeros((1, 3, image_size, image_size), dtype=torch_dtype(spec), device="meta")}
+    token_ids = torch.zeros((1, context_length), dtype=torch.int64, device="meta")
+    if spec.kind == "module":
+        return {"token_ids": token_ids}
+    # A mask of four dimensions is used as it is: to make one, transformers would look into the others' values.
+    mask = torch.zeros((1, 1, context_length, context_length), dtype=torch_dtype(spec), device="meta")
+    return {"input_ids": token_ids, "attention_mask": mask, "position_ids": token_ids, "use_cache": False}
+
+
 def _captured(
     network: nn.Module,
     sites: Sequence[HookSite],
     spec: ModelSpec,
-    context_length: int,
+    inputs: dict[str, Any],
     gradients: Sequence[str],
     kept: _Kept | None,
 ) -> dict[str, torch.Tensor]:
     """With ``gradients`` through the whole model and back, and what it keeps for that counted by ``kept``."""
-    token_ids = torch.zeros((1, context_length), dtype=torch.int64, device="meta")
 
     def run() -> object:
-        if spec.kind == "module":
-            return network(token_ids)
-        # A mask of four dimensions is used as it is: to make one, transformers would look into the others' values.
-        mask = torch.zeros((1, 1, context_length, context_length), dtype=torch_dtype(spec), device="meta")
-        return network(input_ids=token_ids, attention_mask=mask, position_ids=token_ids, use_cache=False)
+        return network(**inputs) if spec.kind not in ("module", "vision") else network(*inputs.values())
 
     outputs: list[Any] = []
     try:

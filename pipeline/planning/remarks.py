@@ -13,11 +13,14 @@ from schemas.fields import about_bytes
 _NEURONS = ".mlp.hook_post"
 
 
-def source_notes(spec: CollectSpec, forward: Sketch) -> list[str]:
-    """One sentence for each kind of hook point that takes more than it seems, or stores badly."""
+def source_notes(spec: CollectSpec, forward: Sketch, length: int = 0) -> list[str]:
+    """One sentence for each kind of hook point that takes more than it seems, or stores badly.
+
+    ``length``: the greatest length of a context; 0: that of the packing.
+    """
     notes = []
     if patterns := [hook for hook in forward.widths if is_pattern(hook)]:
-        notes.append(_of_patterns(spec, forward, patterns))
+        notes.append(_of_patterns(spec, forward, patterns, length or spec.tokens.packing.context_length))
     if gradients := [hook for hook in forward.widths if is_gradient(hook)]:
         kept = about_bytes(forward.kept_bytes_per_token * spec.batch_tokens)
         notes.append(
@@ -29,8 +32,7 @@ def source_notes(spec: CollectSpec, forward: Sketch) -> list[str]:
     return [*notes, *_of_neurons(spec, forward)]
 
 
-def _of_patterns(spec: CollectSpec, forward: Sketch, patterns: list[str]) -> str:
-    length = spec.tokens.packing.context_length
+def _of_patterns(spec: CollectSpec, forward: Sketch, patterns: list[str], length: int) -> str:
     size = sum(row_bytes(spec.storage, forward.widths[hook]) for hook in patterns)
     heads = sorted({forward.widths[hook] // length for hook in patterns})
     return (

@@ -22,6 +22,7 @@ from pipeline.tokens.corpus import read_documents
 from pipeline.tokens.document import CorpusFile, CorpusPart, Document, Piece
 from pipeline.tokens.files import find_files
 from pipeline.tokens.huggingface import dataset_file, known_length
+from pipeline.tokens.images import num_images
 from pipeline.tokens.json_lines import expansion, is_compressed
 from pipeline.tokens.linear import close_stream
 from pipeline.tokens.packing import TokenisedDocument, pack
@@ -29,7 +30,7 @@ from pipeline.tokens.parquet_rows import row_group_rows, row_group_sizes
 from pipeline.tokens.part import is_held_out, rows_of, special_ids, text_sha256
 from pipeline.tokens.table import load_spec_tokenizer
 from pipeline.tokens.tokenizer import Tokenizer
-from schemas.corpus import HuggingFaceCorpus, JsonLinesCorpus, ParquetCorpus, TextCorpus, TokensSpec
+from schemas.corpus import HuggingFaceCorpus, ImagesCorpus, JsonLinesCorpus, ParquetCorpus, TextCorpus, TokensSpec
 from schemas.errors import CorpusError
 from schemas.model import ModelSpec
 
@@ -95,6 +96,8 @@ def estimate(spec: TokensSpec, model: ModelSpec) -> TokenEstimate:
         MissingError, CorpusError, SpecError: as making the table would.
     """
     tokenizer = load_spec_tokenizer(spec, model)
+    if isinstance(spec.corpus, ImagesCorpus):
+        return _of_images(spec.corpus, tokenizer)
     frame = _frame(spec)
     drawn: list[tuple[float, list[TokenisedDocument]]] = []
     order = random.Random(_SEED).sample(frame.clusters, len(frame.clusters))
@@ -115,6 +118,15 @@ def estimate(spec: TokensSpec, model: ModelSpec) -> TokenEstimate:
     rows = len(sample) / weights.sum() * frame.size
     is_all = len(drawn) == len(frame.clusters)
     return TokenEstimate(rows, _relative_error(weights, counts, frame.size, is_all), sample, tokenizer.specials)
+
+
+def _of_images(corpus: ImagesCorpus, tokenizer: Tokenizer) -> TokenEstimate:
+    """Exact: every image has as many rows."""
+    rows = np.arange(tokenizer.vocab_size)
+    zeros = np.zeros_like(rows)
+    sample = TokenRows(rows, rows.astype(np.int32), zeros, rows.astype(np.int32), zeros.astype(np.bool_))
+    num_rows = num_images(corpus, find_files(corpus.urls)) * len(rows)
+    return TokenEstimate(float(num_rows), 0.0, sample, tokenizer.specials)
 
 
 def _count(spec: TokensSpec, tokenizer: Tokenizer, documents: list[TokenisedDocument]) -> int:
@@ -148,6 +160,7 @@ def _frame(spec: TokensSpec) -> _Frame:
     elif isinstance(corpus, JsonLinesCorpus):
         clusters, size = _of_lines(files)
     else:
+        assert isinstance(corpus, ParquetCorpus), "images are counted, not sampled"
         clusters, size = _of_row_groups(corpus, files)
     if not clusters:
         raise CorpusError(f"all {len(files)} files of the corpus {list(corpus.urls)} are empty")

@@ -18,10 +18,11 @@ from typing import Any
 from pipeline.tokens.document import CorpusFile, CorpusPart, Document, Piece
 from pipeline.tokens.files import digest_files, find_files, order_files
 from pipeline.tokens.huggingface import dataset_file, document_ranges, read_dataset
+from pipeline.tokens.images import image_groups, read_images
 from pipeline.tokens.json_lines import json_lines_size, read_json_lines
 from pipeline.tokens.parquet_rows import read_parquet, row_group_sizes
 from pipeline.tokens.text_files import read_text
-from schemas.corpus import HuggingFaceCorpus, JsonLinesCorpus, ParquetCorpus, TextCorpus, TokensSpec
+from schemas.corpus import HuggingFaceCorpus, ImagesCorpus, JsonLinesCorpus, ParquetCorpus, TextCorpus, TokensSpec
 from schemas.errors import CorpusError
 from schemas.fingerprint import canonical_json
 
@@ -30,6 +31,7 @@ _NOT_IDENTITY = {
     "jsonl": {"urls"},
     "parquet": {"urls"},
     "huggingface": {"path", "revision"},
+    "images": {"urls"},
 }
 """Fields that only say where the text is; the digests say what it is."""
 
@@ -97,6 +99,8 @@ def read_documents(spec: TokensSpec, part: CorpusPart) -> Iterator[Document]:
             documents = read_json_lines(corpus, piece)
         elif isinstance(corpus, ParquetCorpus):
             documents = read_parquet(corpus, piece)
+        elif isinstance(corpus, ImagesCorpus):
+            documents = read_images(corpus, piece)
         else:
             documents = read_dataset(corpus, piece)
         for document in documents:
@@ -117,6 +121,9 @@ def _pieces(spec: TokensSpec, surveyed: CorpusSurvey) -> Iterator[tuple[Piece, i
         elif isinstance(corpus, ParquetCorpus):
             for group, weight in enumerate(row_group_sizes(corpus, file)):
                 yield Piece(file, group, group + 1), weight
+        elif isinstance(corpus, ImagesCorpus):
+            for start, stop, weight in image_groups(corpus, file):
+                yield Piece(file, start, stop), weight
         else:
             for start, stop in document_ranges(corpus):
                 yield Piece(file, start, stop), spec.part_size

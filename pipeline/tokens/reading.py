@@ -42,6 +42,7 @@ class TokenTable:
         self._first_row = _starts(receipt.num_rows for receipt in self._receipts)
         self._first_document = _starts(receipt.num_documents for receipt in self._receipts)
         self._kept: OrderedDict[int, TokenRows] = OrderedDict()
+        self._last_documents: tuple[int, Any] = (-1, None)
         self.num_rows = num_rows
         """Published rows: whole shards of the job that asked for them, or the whole corpus."""
 
@@ -153,7 +154,14 @@ class TokenTable:
         return facts
 
     def _documents(self, index: int) -> Any:
-        """The documents of one part under global ids."""
+        """The documents of one part under global ids; those of the last part stay in memory."""
+        kept, found = self._last_documents
+        if kept != index:
+            found = self._read_documents(index)
+            self._last_documents = (index, found)
+        return found
+
+    def _read_documents(self, index: int) -> Any:
         data = self._read(part_key(index, "documents.parquet"), self._receipts[index].documents_sha256)
         table = pq.read_table(pa.BufferReader(data), use_threads=False)
         ids = table.column("document_id").to_numpy() + self._first_document[index]

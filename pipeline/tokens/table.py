@@ -21,7 +21,7 @@ from pipeline.tokens.packing import pack
 from pipeline.tokens.part import TOKENIZER_KEY, PartJob, PartReceipt, read_receipt, special_ids, write_part
 from pipeline.tokens.reading import IDENTITY_KEY, TABLE_KEY, TokenTable, read_facts, write_facts
 from pipeline.tokens.tokenizer import Tokenizer, load_tokenizer
-from schemas.corpus import TokensSpec
+from schemas.corpus import ImagesCorpus, Packing, TokensSpec
 from schemas.errors import CorpusError, CorruptionError
 from schemas.fingerprint import fingerprint, require_equal
 from schemas.model import ModelSpec
@@ -61,6 +61,7 @@ def build_table(
         MismatchError: the table at ``url`` was made from other facts.
     """
     surveyed, tokenizer = survey(spec), load_spec_tokenizer(spec, model)
+    spec = packed_spec(spec, tokenizer)
     # An empty corpus through the packer: what the tokenizer or the spec lacks is said before any work.
     list(pack((), spec.packing, **special_ids(spec.packing, tokenizer)))
     identity = _identity(spec, surveyed, tokenizer)
@@ -99,11 +100,24 @@ def build_table(
 
 def table_identity(spec: TokensSpec, model: ModelSpec) -> dict[str, Any]:
     """The facts under the table's fingerprint; reads the corpus's bytes at most once, tokenises nothing."""
-    return _identity(spec, survey(spec), load_spec_tokenizer(spec, model))
+    tokenizer = load_spec_tokenizer(spec, model)
+    return _identity(packed_spec(spec, tokenizer), survey(spec), tokenizer)
+
+
+def packed_spec(spec: TokensSpec, tokenizer: Tokenizer) -> TokensSpec:
+    """The spec with the packing that it comes to: of images a context for each, as long as it has patches."""
+    if not isinstance(spec.corpus, ImagesCorpus):
+        return spec
+    packing = Packing(mode="document", context_length=tokenizer.vocab_size, separator="none", begin_context="none")
+    return spec.model_copy(update={"packing": packing})
 
 
 def load_spec_tokenizer(spec: TokensSpec, model: ModelSpec) -> Tokenizer:
-    """The tokenizer that the spec names: its own, or the model's."""
+    """The tokenizer that the spec names: its own, or the model's; of images their patches."""
+    if isinstance(spec.corpus, ImagesCorpus):
+        from pipeline.models.vision import patch_grid
+
+        return patch_grid(spec.corpus, model)
     if spec.tokenizer == "model":
         return load_tokenizer(model.path, model.revision)
     return load_tokenizer(spec.tokenizer)
@@ -196,4 +210,4 @@ def _receipt_of(objects: Objects, index: int) -> PartReceipt:
     return receipt
 
 
-__all__ = ["MapParts", "TokenTable", "build_table", "load_spec_tokenizer", "table_identity"]
+__all__ = ["MapParts", "TokenTable", "build_table", "load_spec_tokenizer", "packed_spec", "table_identity"]

@@ -95,8 +95,11 @@ def restore_tokenizer(definition: bytes, specials: Mapping[str, int], digest: st
     Raises:
         CorruptionError: it is not the one that made the table.
     """
+    from pipeline.tokens.patches import PatchGrid, is_patch_grid
+
     try:
-        tokenizer = Tokenizer(definition, specials)
+        of_images = is_patch_grid(definition)
+        tokenizer = PatchGrid.restored(definition) if of_images else Tokenizer(definition, specials)
     except (ValueError, KeyError) as exc:
         raise CorruptionError(f"{where} is no tokenizer: {exc}") from exc
     if tokenizer.digest != digest:
