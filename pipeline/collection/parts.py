@@ -23,12 +23,15 @@ Others = Callable[[int, int], Sequence[UnitParts]]
 """What the other processes have written of (unit, attempt); waits for them, and raises the error of one that failed."""
 
 
+NetworkOf = Callable[[int, int, Callable[[], int]], Network]
+"""The network that runs (unit, attempt); it is given what tells the number of its batches, once they are read."""
+
+
 @dataclass(frozen=True)
 class PartCollector:
     """One process of several. Holds facts only."""
 
-    network_of: Callable[[int, int], Network]
-    """The network for (unit, attempt), of this process's hook points."""
+    network_of: NetworkOf
     hook_points: Sequence[str]
     """This process's own; may be none."""
     device: torch.device
@@ -43,7 +46,7 @@ class PartCollector:
         one: CollectPass,
         widths: Mapping[str, int],
         hook_points: Sequence[str],
-        network_of: Callable[[int, int], Network],
+        network_of: NetworkOf,
         device: torch.device,
         *,
         worker: str,
@@ -65,7 +68,9 @@ class PartCollector:
 
     def begin(self, unit: int, attempt: int) -> UnitRun:
         """This process's part of one attempt at a unit."""
-        return UnitRun(self.table, self.network_of(unit, attempt), self.own, self.worker, unit, attempt)
+        network = self.network_of(unit, attempt, lambda: len(run.batches))
+        run = UnitRun(self.table, network, self.own, self.worker, unit, attempt)
+        return run
 
     def following(self) -> OverlappedCollector[UnitParts]:
         """For a stream of units; gives what is written of each."""
