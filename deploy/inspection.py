@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import islice
 from typing import Any
 
@@ -12,6 +12,8 @@ from schemas.errors import MissingError
 
 _RECORD = "dictionary.json"
 _SHARES = (0.01, 0.25, 0.5, 0.75, 0.99, 0.999)
+_DEPTH = 8
+"""Levels of folders that are searched for dictionaries."""
 _LISTED = 5
 """Outliers and units with NaN that are shown in words; as data there are all of them."""
 
@@ -157,6 +159,36 @@ def _facts(place: Any) -> dict[str, Any]:
     return {"url": place.url, **record.model_dump(mode="json")}
 
 
+def dictionary_rows(paths: Sequence[str]) -> list[dict[str, Any]]:
+    """A row for each dictionary at or below the paths; folders are listed down to dictionaries."""
+    from pipeline.store.objects import Objects
+
+    places = [place for path in paths for place in _all_below(Objects(path), _DEPTH)]
+    return [_row(_facts(place)) for place in places]
+
+
+def _all_below(folder: Any, depth: int) -> Iterator[Any]:
+    files, folders = folder.children()
+    if _RECORD in files:
+        yield folder
+    elif depth and "zarr.json" not in files:  # a store has no dictionaries below it
+        for name in folders:
+            yield from _all_below(folder.at(name), depth - 1)
+
+
+def _row(record: dict[str, Any]) -> dict[str, Any]:
+    spec = record["spec"]
+    return {
+        "dictionary": record["url"],
+        "source": ", ".join(record["d_source"]),
+        "target": ", ".join(record["d_target"]),
+        "latents": spec["num_latents"],
+        "activation": spec["activation"]["kind"],
+        "rows": record["tokens"],
+        "fvu": round(record["metrics"]["fvu"], 4) if "fvu" in record["metrics"] else None,
+    }
+
+
 def dictionary_lines(records: list[dict[str, Any]]) -> list[str]:
     """For a terminal."""
     lines: list[str] = []
@@ -182,4 +214,4 @@ def _points(widths: dict[str, int]) -> str:
 
 
 def _activation(activation: dict[str, Any]) -> str:
-    return f"topk k={activation['k']}" if activation["kind"] == "topk" else activation["kind"]
+    return f"{activation['kind']} k={activation['k']}" if "k" in activation else str(activation["kind"])

@@ -53,6 +53,9 @@ class DictionarySpec(Spec):
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         activation = self.activation
+        for field, points in (("sources", self.sources), ("targets", self.targets)):
+            if len(set(points)) != len(points):
+                raise ValueError(f"{field} names a hook point twice: {points}")
         wanted = {"k": getattr(activation, "k", 0), "multi_k": getattr(activation, "multi_k", 0)}
         for field, k in wanted.items():
             if k > self.num_latents:

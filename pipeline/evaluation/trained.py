@@ -53,8 +53,10 @@ class Trained:
     def kind(self) -> str:
         """What people call it."""
         spec = self.record.spec
+        if spec.is_transcoder and spec.groups == "cross_layer":
+            return "cross-layer transcoder"
         if spec.is_transcoder:
-            return "transcoder"
+            return "skip transcoder" if spec.skip else "transcoder"
         return "sparse autoencoder" if len(spec.sources) == 1 else "crosscoder"
 
     def apply(self, acts: Mapping[str, Tensor]) -> tuple[Firings, dict[str, Tensor]]:
