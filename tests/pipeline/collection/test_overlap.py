@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -45,7 +47,7 @@ def open_collector(model: Path, corpus: Path, tmp_path: Path) -> Callable[..., t
     def open_it(name: str, **changes: Any) -> tuple[UnitCollector, list[int]]:
         spec = small_spec(model, corpus, tmp_path / name / "store", **changes)
         (one,) = prepare(spec, built_table(spec))
-        return UnitCollector.open(one.of), one.units
+        return UnitCollector.open(one.of), list(one.units)
 
     return open_it
 
@@ -223,6 +225,27 @@ def test_closing_gives_up_what_is_under_way_and_tells_who_waits(
     errors = [future.exception(5) for future in futures]
     assert any(isinstance(error, JobError) and "given up" in str(error) for error in errors)
     stages.close()
+
+
+def test_ctrl_c_ends_the_threads_and_commits_nothing_more(
+    open_collector: Callable[..., tuple[UnitCollector, list[int]]],
+) -> None:
+    collector, units = open_collector("store")
+    gate = threading.Event()
+
+    def interrupt() -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0.3)
+        gate.set()
+
+    timer = threading.Timer(0.5, interrupt)
+    timer.start()
+    with pytest.raises(KeyboardInterrupt):
+        list(collect_units(gated(collector, 0, gate), units))
+    timer.join()
+    assert not stage_threads()
+    # Not even the unit of which an object was being written.
+    assert collector.writer.ledger.units() == []
 
 
 def test_a_unit_that_another_attempt_has_committed_keeps_its_entry(
