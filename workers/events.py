@@ -14,6 +14,7 @@ import json
 import logging
 import os
 import secrets
+import threading
 import time
 import traceback
 from collections.abc import Callable
@@ -51,6 +52,7 @@ class EventLog:
         self._unwritten = False
         self._next_write_s = clock() + WRITE_INTERVAL_S
         self._is_broken = False
+        self._lock = threading.RLock()
 
     def __reduce__(self) -> tuple[Callable[..., EventLog], tuple[str, str, str, str]]:
         return _reopened, (*self._place, self._job, self.run)
@@ -59,16 +61,18 @@ class EventLog:
         """Add a line; ``facts`` are JSON values, their strings are written without secrets."""
         line = redacted_facts({"time": now(), "event": event, "job": self._job, "run": self.run, **facts})
         _log.info("%s", event, extra={"facts": line})
-        if not self._is_broken:
-            self._lines.append(json.dumps(line, default=str) + "\n")
-            self._size_bytes += len(self._lines[-1])
-            self._unwritten = True
-            self._guarded(self._append if self._path is not None else self._write_when_due)
+        with self._lock:  # jobs that run at the same time have a thread each
+            if not self._is_broken:
+                self._lines.append(json.dumps(line, default=str) + "\n")
+                self._size_bytes += len(self._lines[-1])
+                self._unwritten = True
+                self._guarded(self._append if self._path is not None else self._write_when_due)
 
     def flush(self) -> None:
         """Make everything durable; called when a job ends."""
-        if self._path is None and self._unwritten and not self._is_broken:
-            self._guarded(self._write_part)
+        with self._lock:
+            if self._path is None and self._unwritten and not self._is_broken:
+                self._guarded(self._write_part)
 
     def _append(self) -> None:
         assert self._path is not None

@@ -1,5 +1,7 @@
 """Any job from its spec to its summary: connects Ray, runs the jobs of a pipeline in order, writes ``summary.json``.
 
+A collection and the trainings that it feeds run at the same time, see ``live_stage``; all other jobs one by one.
+
 The summary is written when the first job begins and again after each, so that a reader sees how far a run is; its
 ``status`` is ``running``, then ``succeeded``, ``failed`` or ``stopped``.
 """
@@ -27,15 +29,14 @@ from schemas.shuffle import ShuffleSpec
 from schemas.train import TrainSpec
 from schemas.versions import versions
 from workers import metrics
-from workers.cluster import connect
+from workers.cluster import Cluster, connect
 from workers.collect import run_collect
 from workers.detached import run_detached
 from workers.events import EventLog, described, events_name
+from workers.live_stage import Job, Stage, run_stage, stages
 from workers.progress import Progress
 from workers.shuffle import run_shuffle
 from workers.snapshots import run_snapshots
-
-Job = CollectSpec | ShuffleSpec | TrainSpec | EvaluateSpec
 
 SUMMARY = "summary.json"
 
@@ -50,6 +51,7 @@ def run_job(job: AnyJob, *, address: str | None = None, progress: Progress | Non
     """
     job = anchored(job, Path.cwd())
     jobs = job.resolved() if isinstance(job, PipelineSpec) else [job]
+    parts = stages(jobs)
     require_hook_points(jobs)
     run = _Run(job, _earlier(job))
     progress = progress or Progress()
@@ -61,9 +63,9 @@ def run_job(job: AnyJob, *, address: str | None = None, progress: Progress | Non
                     from workers.train import require_room
 
                     require_room(each, cluster)
-            for each in jobs:
+            for part in parts:
                 run.write("running")
-                run.add(each, progress, is_shared=cluster.is_shared)
+                run.add(part, cluster, progress)
     except Exception as error:
         run.write("failed", error=f"{type(error).__name__}: {error}")
         raise
@@ -86,7 +88,7 @@ def require_hook_points(jobs: Sequence[Job]) -> None:
             collected |= _collected(job)
         if isinstance(job, CollectSpec | EvaluateSpec):
             continue
-        known = _known_points(job.store, collected)
+        known = _fed_points(job, jobs) or _known_points(job.store, collected)
         if isinstance(job, ShuffleSpec):
             for point in job.hook_points:
                 if point not in known:
@@ -109,6 +111,16 @@ def _collected(job: CollectSpec) -> dict[str, set[str]]:
     earlier = {name: _stored(url) for name, url in (group_urls(job.output) or {}).items() if name not in found}
     stores = {f"{job.output.rstrip('/')}/{name}": points for name, points in found.items()}
     return {**stores, job.output: {f"{name}/{hook}" for name, hooks in (found | earlier).items() for hook in hooks}}
+
+
+def _fed_points(job: ShuffleSpec | TrainSpec, jobs: Sequence[Job]) -> set[str]:
+    """Hook points that a training gets which is not fed by a complete store; none where others say it."""
+    if isinstance(job, ShuffleSpec) or job.feed == "stored" or not isinstance(job.store, str):
+        return set()
+    sources = [each for each in jobs if isinstance(each, CollectSpec) and each.output == job.store]
+    if job.feed == "live":
+        return {hook for source in sources for hook in source.hook_points}
+    return set() if sources else set(Store.open(job.store, allow_partial=True).hook_points)
 
 
 def _unknown(wanted: str, point: str, store: str, known: set[str]) -> str:
@@ -153,14 +165,25 @@ class _Run:
         folder, name = summary_place(self.job)
         self.events = EventLog(folder, events_name(name), job=self.job.name)
 
-    def add(self, job: Job, progress: Progress, *, is_shared: bool) -> None:
-        """Run one job and keep its result; ``is_shared``: on a Ray that outlives this process."""
+    def add(self, stage: Stage, cluster: Cluster, progress: Progress) -> None:
+        """Run the jobs of a stage and keep their results."""
+        if stage.fed:
+            run_stage(stage, cluster, progress, self._recorded)
+        else:
+            work = partial(_execute, stage.first, progress, is_shared=cluster.is_shared)
+            self._recorded(stage.first, work)
+        for job in stage.jobs:
+            # In the order of the pipeline, whichever ended first.
+            self.results[job.name] = self.results.pop(job.name)
+
+    def _recorded(self, job: Job, work: Callable[[], dict[str, Any]]) -> None:
+        """Do the work of a job and keep its result; in whatever thread."""
         begun = time.perf_counter()
         facts = {"part": job.name, "kind": job.kind, "output": job.output}
         self.events.emit("job.started", **facts)
         status, error = "failed", {}
         try:
-            figures = _execute(job, progress, is_shared=is_shared)
+            figures = work()
             status = "succeeded"
         except KeyboardInterrupt:
             status = "stopped"

@@ -17,6 +17,7 @@ import json
 import logging
 import os
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -35,12 +36,14 @@ from pipeline.store.retention import noted_use
 from pipeline.training import engine, resume
 from pipeline.training.identity import identity
 from pipeline.training.points import points_of
-from schemas.errors import HeadworksError, JobError, ResourceError
+from schemas.errors import HeadworksError, JobError, ResourceError, SpecError
 from schemas.fingerprint import fingerprint
 from schemas.train import TrainSpec
 from workers import board, metrics
 from workers.cluster import Cluster
 from workers.events import described
+from workers.live_blocks import FeedSource
+from workers.live_notes import StallNotes
 from workers.progress import Progress, Task
 from workers.training_metrics import TrainingMetrics
 
@@ -52,23 +55,28 @@ GROUP_STARTS = 10
 """Attempts, of a minute each, at finding room for the group: an autoscaler may be adding machines."""
 
 
-def run_train(spec: TrainSpec, *, progress: Progress) -> dict[str, Any]:
+def run_train(spec: TrainSpec, *, progress: Progress, source: FeedSource | None = None) -> dict[str, Any]:
     """Train on the connected Ray; the engine's summary and ``restarts``. A finished output is returned as it is.
 
-    Paths in the spec are absolute or URLs: ranks have working directories of their own.
+    Paths in the spec are absolute or URLs: ranks have working directories of their own. ``source``: the collection
+    that feeds the training, where it is not ``stored``; without one feed ``follow`` reads what another run collects.
 
     Raises:
+        SpecError: feed live or tee without a collection.
         HeadworksError: what a rank raised, see ``engine.train``.
         JobError: the group failed more than ``workers.max_failures`` times.
     """
-    facts = _identity(spec)
+    if source is None and spec.feed != "stored":
+        source = _elsewhere(spec)
+    facts = _identity(spec, source)
     if summary := _finished(spec, facts):
         progress.note(f"{spec.name}: {spec.output} is trained already, reused")
         return summary
     for attempt in range(spec.workers.max_failures + 1):
         try:
-            with noted_use(store_urls(spec.store), spec.name):
-                summary = _fit(spec, f"{fingerprint(facts)[:16]}-{attempt}", progress)
+            # A collection that runs at the same time holds the store by itself, if there is to be one.
+            with noted_use([] if source else store_urls(spec.store), spec.name):
+                summary = _fit(spec, fingerprint(facts)[:16], attempt, source, progress)
         except TrainingFailedError as failure:
             cause = _cause(failure)
             if isinstance(cause, HeadworksError):
@@ -86,7 +94,23 @@ def run_train(spec: TrainSpec, *, progress: Progress) -> dict[str, Any]:
     ) from last
 
 
-def _identity(spec: TrainSpec) -> dict[str, Any]:
+def finished_summary(spec: TrainSpec, source: FeedSource) -> dict[str, Any] | None:
+    """The summary of a training that is complete, without starting anything. Raises MismatchError."""
+    return _finished(spec, _identity(spec, source))
+
+
+def _elsewhere(spec: TrainSpec) -> FeedSource:
+    if spec.feed != "follow":
+        raise SpecError(
+            f"{spec.name}: feed {spec.feed} is handed rows by a collect job: put both into one pipeline, or use feed: "
+            "follow"
+        )
+    return FeedSource.of_store(str(spec.store))
+
+
+def _identity(spec: TrainSpec, source: FeedSource | None) -> dict[str, Any]:
+    if source is not None:
+        return identity(spec, store_fingerprint=source.record.fingerprint, num_rows=source.num_rows)
     store = open_any(spec.store, points_of(spec))
     return identity(spec, store_fingerprint=store.fingerprint, num_rows=store.num_rows)
 
@@ -120,7 +144,7 @@ def require_room(spec: TrainSpec, cluster: Cluster) -> None:
             )
 
 
-def _fit(spec: TrainSpec, name: str, progress: Progress) -> dict[str, Any]:
+def _fit(spec: TrainSpec, name: str, attempt: int, source: FeedSource | None, progress: Progress) -> dict[str, Any]:
     """One group from its start to its end; its rank 0's summary."""
     # Ray Train says at length what the progress display says in a line; its log files keep everything.
     logging.getLogger("ray.train").setLevel(logging.ERROR)
@@ -132,11 +156,16 @@ def _fit(spec: TrainSpec, name: str, progress: Progress) -> dict[str, Any]:
         train: Any = ray.train
         trainer = train.torch.TorchTrainer(
             _rank_loop,
-            train_loop_config={"spec": spec.model_dump(mode="json"), "board": notices},
+            train_loop_config={
+                "spec": spec.model_dump(mode="json"),
+                "board": notices,
+                "source": source,
+                "attempt": attempt,
+            },
             scaling_config=_scaling(spec),
             torch_config=train.torch.TorchConfig(backend="nccl" if spec.workers.use_gpu else "gloo"),
             run_config=train.RunConfig(
-                name=f"{spec.name}-{name}",
+                name=f"{spec.name}-{name}-{attempt}",
                 failure_config=train.FailureConfig(max_failures=0, controller_failure_limit=GROUP_STARTS),
                 **place,
             ),
@@ -189,9 +218,12 @@ def _rank_loop(config: dict[str, Any]) -> dict[str, Any] | None:
     num_threads = max(1, int(spec.workers.cpus_per_worker))
     torch.set_num_threads(num_threads)
     world = TorchWorld()
+    source: FeedSource | None = config["source"]
+    reader = (int(config["attempt"]), world.rank)
     summary = engine.train(
         spec,
         world,
+        store=None if source is None else source.open(spec, points_of(spec), reader),
         report=_reporter(spec.name, config["board"]) if world.rank == 0 else None,
         device=ray.train.torch.get_device(),
         num_threads=num_threads,
@@ -224,11 +256,15 @@ def _watched(trainer: Any, notices: Any, spec: TrainSpec, progress: Progress) ->
             outcome["error"] = error
 
     thread = threading.Thread(target=fit, name="ray-train", daemon=True)
+    stalls = StallNotes(spec.name, "rows", progress)
     with progress.task(spec.name, unit="steps") as task:
         thread.start()
         while thread.is_alive():
             thread.join(POLL_S)
-            _show(task, board.read(notices))
+            record = board.read(notices)
+            _show(task, record)
+            if spec.feed != "stored" and record:
+                stalls.add(record["stalled_seconds"], time.perf_counter())
         _show(task, board.read(notices))
         if "error" in outcome:
             raise outcome["error"]

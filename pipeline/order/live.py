@@ -47,13 +47,14 @@ class LedgerBlocks:
         ends the reading at once; without it a store is given up when it lacks what is wanted and no job has held a
         lease on it for ``patience_s``."""
         self._objects = Objects(url)
-        self._hooks = list(hook_points)
+        self.hook_points = list(hook_points)
         self._num_rows = num_rows
         self._require_alive = require_alive
         self._patience_s = patience_s
         self._seen_alive_s = time.monotonic()
         self._asked_s = 0.0
-        self._poll_s = LOCAL_POLL_S if self._objects.is_local else REMOTE_POLL_S
+        self.poll_s = LOCAL_POLL_S if self._objects.is_local else REMOTE_POLL_S
+        """Seconds between two looks."""
         self._opened: Store | None = None
         self._there: set[int] = set()
         self._lock = Lock()
@@ -63,12 +64,15 @@ class LedgerBlocks:
         if unit in self._there:
             self._ask()
             return True
-        store = self._waited_for(self._open, stop)
-        if store is None or self._waited_for(lambda: self._entries(store, unit), stop) is None:
-            return False
-        with self._lock:
-            self._there.add(unit)
-        return True
+        return self._waited_for(lambda: self.is_there(unit) or None, stop) is not None
+
+    def is_there(self, unit: int) -> bool:
+        """One look, without waiting."""
+        store = self._open()
+        if unit not in self._there and store is not None and self._entries(store, unit) is not None:
+            with self._lock:
+                self._there.add(unit)
+        return unit in self._there
 
     def read_rows(self, hook: str, start: int, stop: int) -> Words:
         """See ``Blocks``; checked as any read of a store is."""
@@ -87,7 +91,7 @@ class LedgerBlocks:
         entries = [self._entries(store, unit) for unit in range(num_units)]
         return {
             hook: merge_all((found[hook] for found in entries if found), width=store.hook_points[hook])
-            for hook in self._hooks
+            for hook in self.hook_points
         }
 
     def done_before(self, unit: int) -> None:
@@ -112,7 +116,7 @@ class LedgerBlocks:
         except MissingError:
             return None
         passes = opened_passes(StoreLog(self._objects).read())
-        if not {*self._hooks} <= {hook for one in passes.values() for hook in one.hook_points}:
+        if not {*self.hook_points} <= {hook for one in passes.values() for hook in one.hook_points}:
             return None
         # Whatever a manifest shows by now is of a smaller plan.
         return Store(self._objects, record, passes, None, self._num_rows)
@@ -121,7 +125,7 @@ class LedgerBlocks:
         """Hook point -> statistics of a unit that is committed at all of them, else None."""
         found: dict[str, HookStatistics] = {}
         for pass_, one in store.passes.items():
-            if wanted := {*one.hook_points} & {*self._hooks}:
+            if wanted := {*one.hook_points} & {*self.hook_points}:
                 try:
                     entry = store.entry(pass_, unit)
                 except IncompleteError:
@@ -138,13 +142,13 @@ class LedgerBlocks:
                 return found
             if self._require_alive is None:
                 self._require_lease()
-            if stop.wait(self._poll_s):
+            if stop.wait(self.poll_s):
                 return None
 
     def _ask(self) -> None:
         """Whether the collection still goes well, now and then."""
         now_s = time.monotonic()
-        if self._require_alive is not None and now_s - self._asked_s >= self._poll_s:
+        if self._require_alive is not None and now_s - self._asked_s >= self.poll_s:
             self._asked_s = now_s
             self._require_alive()
 

@@ -53,7 +53,8 @@ def train(
         spec: The job; every rank reaches ``store``, rank 0 reaches ``output``.
         world: The ranks.
         store: What is read, where it is not a complete store at ``spec.store``.
-        report: Called on every rank at every logged step with the record of ``metrics.jsonl`` and ``num_steps``.
+        report: Called on every rank at every logged step with the record of ``metrics.jsonl``, ``num_steps``
+            and the ``stalled_seconds`` so far.
         device: Where weights live and steps run.
         num_threads: Threads of the compiled loops; None: as many as torch has.
 
@@ -163,7 +164,7 @@ class _Run:
                     record = self._record(progress, factor, clock) | self._quality(feed, batch)
                     trackers.log(record)
                     if report is not None:
-                        report({**record, "num_steps": num_steps})
+                        report({**record, "num_steps": num_steps, "stalled_seconds": clock.stalled_s})
                 if is_last or _due(progress.step, spec.checkpoint_every_steps):
                     self._checkpoint(trainers, progress, trackers)
         return progress
