@@ -11,7 +11,8 @@ class WorkerLimits(Spec):
     """Leases and budgets, the same of every job whose work is cut into units."""
 
     units_in_flight: PositiveInt = 2
-    """Units leased to one worker at a time: one running, the rest waiting."""
+    """Units leased to one worker at a time. Of a collection two are under way, one computed while the one before it is
+    written, and the rest waits; of other jobs one runs."""
     lease_timeout_s: PositiveFloat = 900
     """Seconds in which a worker that has a unit must get on with it (run a batch, write an object); one that does not
     is taken for dead and replaced. A unit may take any time."""
