@@ -6,6 +6,7 @@ One row of the dataset is one context: a column for each hook point, named like 
     headworks.json              what the dataset was made from; written first, put-if-absent
     data-00000-of-000NN.arrow   Arrow streams of up to 128 MiB of contexts, each written at once
     dataset_info.json           the columns
+    cache_activations_runner_cfg.json   how SAELens would have been asked for it
     state.json                  the list of files; written last, and without it nothing loads
 
 A killed export goes on with the files that are not there. The columns are written with the names that ``datasets``
@@ -26,6 +27,7 @@ import pyarrow as pa
 from pipeline.exporting import selection
 from pipeline.exporting.conversion import narrowed, require_consent
 from pipeline.exporting.prepare import chosen_hooks
+from pipeline.exporting.sae_lens_config import CONFIG, runner_config
 from pipeline.exporting.selection import Rows, RowSelection, select
 from pipeline.planning.space import require_free
 from pipeline.store.documents import parse, to_bytes
@@ -163,6 +165,7 @@ def write(
             advance((end - first) * length, len(data))
     info = {"citation": "", "description": "", "features": _features(job), "homepage": "", "license": ""}
     output.write(INFO, _json(info))
+    output.write(CONFIG, _json(_config(job)))
     output.write(STATE, _json(_state(facts, keys)))
     return facts
 
@@ -243,6 +246,18 @@ def _features(job: CachedActivations) -> dict[str, Any]:
     }
     columns["token_ids"] = {"feature": {"dtype": "int32", "_type": "Value"}, "length": length, "_type": "List"}
     return columns
+
+
+def _config(job: CachedActivations) -> dict[str, Any]:
+    return runner_config(
+        job.source.record,
+        job.hook_points,
+        dtype=job.dtype,
+        context_length=job.contexts.length,
+        num_contexts=len(job.contexts.starts),
+        file_bytes=FILE_BYTES,
+        output=job.spec.output,
+    )
 
 
 def _state(facts: dict[str, Any], keys: list[str]) -> dict[str, Any]:

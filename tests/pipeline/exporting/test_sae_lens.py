@@ -62,6 +62,14 @@ def test_the_columns_are_those_that_the_library_writes(source: Make, tmp_path: P
         assert stream.schema.equals(features.arrow_schema, check_metadata=True)
 
 
+def test_the_runner_s_own_configuration_lies_beside_the_dataset(source: Make, tmp_path: Path) -> None:
+    export(source(), tmp_path / "cached", hook_points=["mlp", "resid"])
+    facts = json.loads((tmp_path / "cached" / "cache_activations_runner_cfg.json").read_text())
+    asked = {"hook_name": "mlp", "d_in": 3, "context_size": 10, "training_tokens": 150, "dtype": "float32"}
+    assert {name: facts[name] for name in asked} == asked
+    assert facts["new_cached_activations_path"] == str(tmp_path / "cached")
+
+
 def test_short_contexts_are_left_out_on_request_only(source: Make, tmp_path: Path) -> None:
     before = source(short=True)
     with pytest.raises(SpecError, match=r"14 contexts have 10 tokens, but 10 of 150 rows .*--drop-short-contexts"):
@@ -126,17 +134,20 @@ def test_a_killed_export_goes_on(source: Make, tmp_path: Path, monkeypatch: pyte
 @pytest.mark.slow
 @pytest.mark.skipif(not PEERS.exists(), reason="SAELens is not installed: make peers")
 def test_saelens_reads_it(source: Make, tmp_path: Path) -> None:
-    """Its own loader, its own check of shapes, its own batches."""
+    """Its own configuration, in every field, its own loader, its own check of shapes, its own batches."""
     before = source()
-    export(before, tmp_path / "cached")
+    export(before, tmp_path / "cached", hook_points=["resid", "mlp"])
     program = """
-import sys
+import json, sys
+from dataclasses import fields
 import numpy as np
 from sae_lens.config import CacheActivationsRunnerConfig
 from sae_lens.training.activations_store import ActivationsStore
 path = sys.argv[1]
-cfg = CacheActivationsRunnerConfig(dataset_path="", model_name="tiny", model_batch_size=3, hook_name="resid", d_in=6,
-    training_tokens=150, context_size=10, new_cached_activations_path=path, device="cpu")
+facts = json.load(open(path + "/cache_activations_runner_cfg.json"))
+cfg = CacheActivationsRunnerConfig(**facts)
+assert {field.name for field in fields(cfg)} == {*facts}
+assert (cfg.n_seq_in_dataset, cfg.hook_name) == (15, "resid")
 store = ActivationsStore.from_cache_activations(None, cfg)
 acts, tokens = store.get_raw_llm_batch()
 np.savez(sys.argv[2], acts=acts.numpy(), tokens=tokens.numpy())
