@@ -6,6 +6,7 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -139,21 +140,22 @@ def test_stages_write_the_store_of_one_process(spec: CollectSpec, tmp_path: Path
     (one,) = prepare(staged, built_table(spec))
     first, last = collectors(one, 2)
     parts: dict[Key, Future[Any]] = {}
-    with first.following() as ahead, last.leading(lambda unit, attempt: [parts[unit, attempt].result()]) as behind:
-        with ThreadPoolExecutor(1) as feeder:
-            for unit in one.units:
-                parts[unit, 0] = Future()
+    for unit in one.units:
+        parts[unit, 0] = Future()
 
-            def feed() -> None:
-                for unit in one.units:
-                    ahead.submit(unit).add_done_callback(
-                        lambda done, unit=unit: parts[unit, 0].set_result(done.result())
-                    )
+    def feed() -> None:
+        for unit in one.units:
+            done = partial(lambda key, part: parts[key].set_result(part.result()), (unit, 0))
+            ahead.submit(unit).add_done_callback(done)
 
-            fed = feeder.submit(feed)
-            ended = [behind.submit(unit) for unit in one.units]
-            entries = [each.result(timeout=60).entry for each in ended]
-            fed.result(timeout=60)
+    with (
+        first.following() as ahead,
+        last.leading(lambda unit, attempt: [parts[unit, attempt].result()]) as behind,
+        ThreadPoolExecutor(1) as feeder,
+    ):
+        fed = feeder.submit(feed)
+        entries = [each.result(timeout=60).entry for each in [behind.submit(unit) for unit in one.units]]
+        fed.result(timeout=60)
     assert [entry.unit for entry in entries] == list(one.units)
     assert {entry.worker for entry in entries} == {"stage-1"}
     last.whole.finish()
