@@ -13,6 +13,7 @@ from typing import Any
 import click
 
 from deploy import show
+from deploy.dictionary_commands import dictionary
 from deploy.exits import Stopped, guarded, stoppable
 from deploy.options import address_option, json_option, set_option
 from deploy.plan_command import plan
@@ -186,22 +187,7 @@ def schema(kind: str | None, markdown: bool, as_json: bool) -> None:
 
 cli.add_command(store)
 cli.add_command(plan)
-
-
-@cli.group()
-def dictionary() -> None:
-    """Trained dictionaries."""
-
-
-@dictionary.command("info")
-@click.argument("path")
-@json_option
-def dictionary_info(path: str, as_json: bool) -> None:
-    """What a dictionary is and what it was trained on; of each, if the folder holds several."""
-    from deploy import inspection
-
-    records = inspection.dictionary_records(path)
-    show.emit(records, inspection.dictionary_lines(records), as_json=as_json)
+cli.add_command(dictionary)
 
 
 @cli.command()

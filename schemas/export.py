@@ -8,6 +8,9 @@ from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
 from schemas.fields import Codec, Dtype, HookPoint, Layout, Spec, Url
 
+DictionaryFormat = Literal["saelens", "sparsify", "dictionary_learning", "circuit_tracer"]
+"""Libraries whose dictionaries are written and read."""
+
 
 class AllRows(Spec):
     """Every row of the store."""
