@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any
 
@@ -215,3 +215,23 @@ def _points(widths: dict[str, int]) -> str:
 
 def _activation(activation: dict[str, Any]) -> str:
     return f"{activation['kind']} k={activation['k']}" if "k" in activation else str(activation["kind"])
+
+
+def comparison_lines(found: Mapping[str, Any]) -> list[str]:
+    """What ``pipeline.analysis.compare`` found, for people."""
+    correlation = found["correlation"]
+    lines = [
+        f"rows:       {found['rows']:,}",
+        f"paired:     {found['paired']:,} latents of the second; one to one {found['one_to_one']:,}"
+        + (f", mean correlation {correlation:.3f}" if correlation is not None else ""),
+    ]
+    for name in ("svcca", "rsa"):
+        if one := found[name]:
+            lines.append(
+                f"{name + ':':11} {one['observed']:.3f}; shuffled pairs {one['null_mean']:.3f} "
+                f"(deviation {one['null_deviation']:.3f}), p = {one['p_value']:.3g}"
+            )
+    if one := found["mmcs"]:
+        lines.append(f"MMCS:       {one['first_to_second']:.3f} there, {one['second_to_first']:.3f} back")
+    pairs = [f"{pair['first']} ~ {pair['second']} ({pair['correlation']:.3f})" for pair in found["pairs"][:8]]
+    return [*lines, *([f"best pairs: {', '.join(pairs)}"] if pairs else [])]
