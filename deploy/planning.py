@@ -75,6 +75,7 @@ def _train(train: TrainPlan) -> dict[str, str]:
     facts = {
         "rows": f"{_count(train.rows_per_epoch)} an epoch, {train.epochs:.3g} epochs, {train.steps:,} steps",
         "reads": f"{about_bytes(train.read_bytes)}, {train.gets:,} GET where the store is remote",
+        **({"rows in Ray's object store": f"up to {about_bytes(train.block_bytes)}"} if train.block_bytes else {}),
         "memory of a rank": f"{about_bytes(train.memory_bytes)} for weights, gradients and Adam, "
         f"{about_bytes(train.window_bytes)} for rows",
     }

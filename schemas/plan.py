@@ -158,6 +158,9 @@ class TrainPlan(Spec):
     """The same of all dictionaries on one rank."""
     window_bytes: NonNegativeInt
     """Rows that a rank holds while it reads: the window in use and the next."""
+    block_bytes: NonNegativeInt = 0
+    """Feeds ``live`` and ``tee``: rows that may wait in Ray's object store, with one forward process; each further one
+    adds a unit unless ``workers.blocks_ahead`` says how many."""
 
 
 class JobPlan(Spec):

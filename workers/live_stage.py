@@ -19,12 +19,11 @@ from typing import Any
 import ray
 
 from pipeline.collection.prepare import CollectPass, planned_rows, prepare, store_record
-from pipeline.store import layout
+from pipeline.order.live import blocks_ahead
+from pipeline.planning.stages import Job, Stage
 from pipeline.tokens.table import TokenTable
 from schemas.collect import CollectSpec
-from schemas.errors import HeadworksError, JobError, ResourceError, SpecError
-from schemas.evaluate import EvaluateSpec
-from schemas.shuffle import ShuffleSpec
+from schemas.errors import HeadworksError, JobError, ResourceError
 from schemas.train import TrainSpec
 from workers.cluster import NAMESPACE, Cluster
 from workers.collect import collect_table, run_collect
@@ -36,78 +35,11 @@ from workers.live_progress import JointProgress
 from workers.progress import Progress
 from workers.train import finished_summary, run_train
 
-Job = CollectSpec | ShuffleSpec | TrainSpec | EvaluateSpec
 Recorded = Callable[[Job, Callable[[], dict[str, Any]]], None]
 
-LIVE = ("live", "tee")
 _END_S = 30.0
 """How long a job that has been told to end may take; its processes end with Ray in any case."""
 _JOIN_S = 0.5
-
-
-@dataclass(frozen=True)
-class Stage:
-    """Jobs that run at the same time: one, or a collection and the trainings that it feeds."""
-
-    first: Job
-    fed: tuple[TrainSpec, ...] = ()
-
-    @property
-    def jobs(self) -> tuple[Job, ...]:
-        """In the order of the pipeline."""
-        return (self.first, *self.fed)
-
-
-def stages(jobs: Sequence[Job]) -> list[Stage]:
-    """The jobs in order, every training with its collection where it is fed by one of them.
-
-    Raises:
-        SpecError: a feed that cannot be.
-    """
-    collections = {job.output.rstrip("/"): job for job in jobs if isinstance(job, CollectSpec)}
-    fed: dict[str, list[TrainSpec]] = {name: [] for name in collections}
-    for job in jobs:
-        if isinstance(job, TrainSpec) and job.feed != "stored":
-            source = collections.get(str(job.store).rstrip("/"))
-            if source is not None:
-                fed[source.output.rstrip("/")].append(job)
-            elif job.feed in LIVE:
-                raise SpecError(
-                    f"{job.name}: feed {job.feed} is handed rows by a collect job, so it needs one in the same "
-                    "pipeline and `store: ${NAME}` of it; to read what another run collects use feed: follow"
-                )
-    for url, trainings in fed.items():
-        _require_feeds(collections[url], trainings, jobs)
-    joined = {training.name for trainings in fed.values() for training in trainings}
-    return [
-        Stage(job, tuple(fed[job.output.rstrip("/")]) if isinstance(job, CollectSpec) else ())
-        for job in jobs
-        if job.name not in joined
-    ]
-
-
-def _require_feeds(collection: CollectSpec, trainings: Sequence[TrainSpec], jobs: Sequence[Job]) -> None:
-    handed = [job for job in trainings if job.feed in LIVE]
-    if len(handed) > 1:
-        raise SpecError(
-            f"{collection.name} hands its rows to {' and '.join(job.name for job in handed)}: it can feed one training "
-            "live. Put all dictionaries into one train job, or use feed: follow for the others"
-        )
-    if collection.is_group and trainings:
-        raise SpecError(f"{trainings[0].name}: {collection.name} collects several stores; use feed: stored")
-    if not any(job.feed == "live" for job in handed):
-        return
-    for job in jobs:
-        if job is not handed[0] and collection.output.rstrip("/") in _read_by(job):
-            raise SpecError(
-                f"{job.name} reads the store of {collection.name}, but feed live of {handed[0].name} leaves none: use "
-                "feed: tee, or read a store of its own"
-            )
-
-
-def _read_by(job: Job) -> set[str]:
-    store = getattr(job, "store", "")
-    return {url.rstrip("/") for url in (store.values() if isinstance(store, dict) else [store])}
 
 
 def run_stage(stage: Stage, cluster: Cluster, progress: Progress, recorded: Recorded) -> None:
@@ -196,15 +128,12 @@ def _shared(collection: CollectSpec, fed: Sequence[TrainSpec], cluster: Cluster)
 def _exchange(name: str, plan: CollectPass, fed: Sequence[TrainSpec]) -> Any:
     """The actor in which ranks and forward processes meet."""
     num_workers = plan.spec.workers.num_workers
-    ahead = max(blocks_ahead(one, plan.record.chunk_rows, plan.record.shard_rows, num_workers) for one in fed)
+    ahead = max(
+        blocks_ahead(one, chunk_rows=plan.record.chunk_rows, shard_rows=plan.record.shard_rows, num_workers=num_workers)
+        for one in fed
+    )
     options = {"num_cpus": 0, "name": name, "namespace": NAMESPACE, "max_restarts": 0, "max_concurrency": 1000}
     return ray.remote(BlockExchange).options(**options).remote(plan.num_units, ahead)
-
-
-def blocks_ahead(training: TrainSpec, chunk_rows: int, shard_rows: int, num_workers: int) -> int:
-    """Units that may wait in memory for the slowest rank."""
-    window = layout.num_units(training.order.window_chunks * chunk_rows, shard_rows)
-    return training.workers.blocks_ahead or window + num_workers
 
 
 def _work(

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.collection.snapshots import snapshot_jobs
+from pipeline.planning.stages import Job, Stage, stages
 from pipeline.spec_paths import anchored
 from pipeline.store.joined import group_urls
 from pipeline.store.objects import Objects
@@ -33,7 +34,7 @@ from workers.cluster import Cluster, connect
 from workers.collect import run_collect
 from workers.detached import run_detached
 from workers.events import EventLog, described, events_name
-from workers.live_stage import Job, Stage, run_stage, stages
+from workers.live_stage import run_stage
 from workers.progress import Progress
 from workers.shuffle import run_shuffle
 from workers.snapshots import run_snapshots

@@ -17,6 +17,7 @@ from pipeline.store.statistics import merge_all
 from pipeline.store.words import Floats, Words
 from schemas.errors import IncompleteError, MissingError
 from schemas.store import HookStatistics
+from schemas.train import TrainSpec
 
 Found = TypeVar("Found")
 
@@ -26,6 +27,12 @@ PATIENCE_S = 120.0
 """How long a store may be without any job that writes to it before it is given up."""
 
 _log = logging.getLogger(__name__)
+
+
+def blocks_ahead(training: TrainSpec, *, chunk_rows: int, shard_rows: int, num_workers: int) -> int:
+    """Units whose rows may wait in memory for the slowest rank, where ``num_workers`` processes make them."""
+    window = layout.num_units(training.order.window_chunks * chunk_rows, shard_rows)
+    return training.workers.blocks_ahead or window + num_workers
 
 
 class LedgerBlocks:

@@ -11,8 +11,10 @@ from pydantic import ValidationError
 
 from pipeline.collection.snapshots import require_snapshots, snapshot_jobs
 from pipeline.planning.collection import PlannedStore, plan_collection
+from pipeline.planning.live import with_feeds
 from pipeline.planning.sizes import LEAST_SHARE
 from pipeline.planning.space import disk_of, require_quota
+from pipeline.planning.stages import stages
 from pipeline.planning.table import PlannedTable, planned_table
 from pipeline.planning.training import plan_training
 from pipeline.spec_errors import explained
@@ -40,6 +42,7 @@ def plan(job: AnyJob, assumptions: PlanAssumptions, *, measured: bool = False) -
     """
     job = anchored(job, Path.cwd())
     jobs = job.resolved() if isinstance(job, PipelineSpec) else [job]
+    stages(jobs)  # refuses feeds that cannot be
     stores: dict[str, PlannedStore] = {}
     groups: dict[str, dict[str, str]] = {}
     collections: list[CollectSpec] = []
@@ -60,6 +63,7 @@ def plan(job: AnyJob, assumptions: PlanAssumptions, *, measured: bool = False) -
             if isinstance(each, ShuffleSpec) and (source := stores.get(each.store.rstrip("/"))) is not None:
                 stores[each.output.rstrip("/")] = source
         plans.append(one)
+    plans = with_feeds(jobs, plans, stores, assumptions.prices)
     _require_room(collections, plans)
     return _summed(plans, assumptions)
 

@@ -15,10 +15,11 @@ from typing import Any
 import psutil
 import pytest
 
+from pipeline.order.live import blocks_ahead
+from pipeline.planning.stages import stages
 from pipeline.store.reader import Store
 from schemas.errors import HeadworksError, HookPointError, ResourceError, SpecError
 from schemas.pipeline import JOB_ADAPTER, PipelineSpec
-from workers.live_stage import blocks_ahead, stages
 from workers.progress import Progress
 from workers.run import require_hook_points, run_job
 
@@ -256,4 +257,4 @@ def test_blocks_in_memory(make_job: Callable[..., dict[str, Any]]) -> None:
     assert isinstance(job, PipelineSpec)
     training: Any = job.jobs[1]
     # A window of 8 chunks of 32 rows is two units of 128; one more for each of three processes.
-    assert blocks_ahead(training, 32, 128, 3) == 5
+    assert blocks_ahead(training, chunk_rows=32, shard_rows=128, num_workers=3) == 5
