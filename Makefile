@@ -46,10 +46,12 @@ format: setup
 bench: setup
 	$(BIN)/python -m benchmarks
 
-# The libraries that benchmarks compare with; torchvision's only build does not fit this torch.
+# The libraries that benchmarks and exports are compared with; torchvision's only build does not fit this torch, and
+# circuit-tracer asks for an older transformers, which its loaders do not need.
 peers:
 	test -x .venv-peers/bin/python || $(PYTHON) -m venv .venv-peers
 	.venv-peers/bin/python -m pip install --quiet torch==2.13.0 sae-lens==6.54.12 eai-sparsify==1.3.3 dictionary-learning==0.1.0 zipnn==0.5.4
+	.venv-peers/bin/python -m pip install --quiet --no-deps circuit-tracer==0.5.0
 	.venv-peers/bin/python -m pip uninstall --quiet --yes torchvision
 
 lock: setup
