@@ -145,6 +145,8 @@ class CollectSpec(Spec):
                 f"model.kind vision and a corpus of images go together; here the kind is {self.model.kind} and the "
                 f"corpus's format {self.tokens.corpus.format}"
             )
+        if self.model.kind == "vision" and self.workers.placement in ("stages", "tensor"):
+            raise ValueError(f"models of kind vision are not cut up; workers.placement is {self.workers.placement}")
         return self
 
     @model_validator(mode="after")

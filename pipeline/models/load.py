@@ -99,11 +99,14 @@ def backbone_of(module: nn.Module, kind: str = "") -> nn.Module:
 
     Any other module is its own backbone.
     """
-    from transformers import PreTrainedModel
+    import transformers
 
-    if not isinstance(module, PreTrainedModel):
+    if not isinstance(module, transformers.PreTrainedModel):
         return module
-    backbone: Any = module.base_model
+    # DINOv3's whole model has a part with the name that its head's class has for the model.
+    whole: Any = transformers.MODEL_MAPPING.get(type(module.config), None)
+    is_whole = kind in ("encoder", "vision") and type(module) is whole
+    backbone: Any = module if is_whole else module.base_model
     if kind == "vision":
         backbone = getattr(backbone, "vision_model", backbone)
     found: nn.Module = backbone.get_encoder() if getattr(backbone.config, "is_encoder_decoder", False) else backbone
@@ -255,7 +258,9 @@ def _refuse_missing(model: Any, report: dict[str, Any], said: str, spec: ModelSp
     is_bare = spec.kind in ("encoder", "vision")
     prefix = "" if is_bare else f"{model.base_model_prefix}."
     # What such a checkpoint may lack, because nothing of it is ever run.
-    unused = ("pooler.", "decoder.") if is_bare else ()
+    unused = ("pooler.",) if is_bare else ()
+    if is_bare and getattr(model.config, "is_encoder_decoder", False):
+        unused = (*unused, "decoder.")
     needed = [key for key in report["missing_keys"] if not key.startswith(unused)]
     missing = sorted(key for key in needed if with_head or key.startswith(prefix))
     mismatched = sorted(str(key[0]) for key in report.get("mismatched_keys", ()))

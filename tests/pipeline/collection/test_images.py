@@ -38,6 +38,7 @@ MODELS: dict[str, tuple[str, dict[str, Any], int]] = {
     "dinov2": ("Dinov2", {**_SAME, "mlp_ratio": 2}, 1),
     "registers": ("Dinov2WithRegisters", {**_SAME, "mlp_ratio": 2, "num_register_tokens": 2}, 3),
     "siglip": ("SiglipVision", _SAME, 0),
+    "dinov3": ("DINOv3ViT", {**_SAME, "num_register_tokens": 2}, 3),
 }
 PROCESSOR = {"do_resize": True, "size": {"height": SIZE, "width": SIZE}, "resample": 2,
              "image_mean": [0.5, 0.4, 0.3], "image_std": [0.2, 0.3, 0.4]}  # fmt: skip
@@ -163,6 +164,24 @@ def test_images_are_fitted_as_the_model_or_the_spec_says(tmp_path: Path) -> None
             states = model(normalised(seen)[None], output_hidden_states=True).hidden_states[1][0].numpy()
         got = store.read_values("blocks.0.hook_resid_post", 0, store.num_rows)
         np.testing.assert_allclose(got, states, rtol=1e-4, atol=1e-4)
+
+
+def test_of_a_model_of_text_and_images_the_part_that_sees_is_run(photos: Path, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    text = {**_SAME, "vocab_size": 40, "max_position_embeddings": 9, "eos_token_id": 2}
+    config = transformers.CLIPConfig(text_config=text, vision_config=_SAME)
+    model = transformers.CLIPModel(config).eval()
+    model.save_pretrained(tmp_path / "model")
+    (tmp_path / "model" / "preprocessor_config.json").write_text(json.dumps(PROCESSOR))
+    store = collected(spec_of(tmp_path / "model", photos, tmp_path / "store"))
+    name = "2.png"
+    spec = spec_of(tmp_path / "model", photos, tmp_path / "store")
+    table = build_table(spec.tokens, spec.model, url=table_url(spec), shard_rows=16)
+    names = table.documents().column("name").to_pylist()
+    with torch.no_grad():
+        seen = model.vision_model(normalised(picture(2))[None], output_hidden_states=True).hidden_states[1][0]
+    got = store.read_values("blocks.0.hook_resid_post", 0, store.num_rows)
+    np.testing.assert_allclose(got[store.tokens().document_id == names.index(name)], seen.numpy(), rtol=1e-4, atol=1e-4)
 
 
 def test_a_patterns_rows_are_those_of_the_patches(photos: Path, tmp_path: Path) -> None:
