@@ -37,7 +37,7 @@ def test_a_dictionary_knows_what_it_knows_itself(flow: Any) -> None:
 def test_two_dictionaries_of_one_hook_point_share_features(flow: Any) -> None:
     found = compare_dictionaries(side(flow, "sae"), side(flow, "dense"), max_rows=1500, num_shuffles=50)
     assert found["one_to_one"] >= 5
-    assert found["rsa"]["effect"] > 3
+    assert found["correlation"] > 0.4
     assert len({pair["first"] for pair in found["pairs"]}) == len(found["pairs"])
 
 
