@@ -13,9 +13,9 @@ import numpy as np
 import torch
 
 from pipeline.collection.overlap import ENCODED_WAITING, UNITS_HELD
+from pipeline.collection.inputs import open_forward
 from pipeline.collection.passes import plan_passes
 from pipeline.collection.prepare import require_same_batches, store_events, store_record
-from pipeline.models.forward import ActivationForward
 from pipeline.models.gradients import needs_head
 from pipeline.models.load import load_model
 from pipeline.planning import money
@@ -27,6 +27,8 @@ from pipeline.store import layout
 from pipeline.store.ledger import Ledger
 from pipeline.store.log import opened_passes
 from pipeline.store.objects import Objects
+from pipeline.tokens.patches import PatchGrid
+from pipeline.tokens.table import load_spec_tokenizer, packed_spec
 from schemas.collect import CollectSpec, Storage
 from schemas.errors import ModelError
 from schemas.plan import Count, JobPlan, PlanAssumptions, StorePlan, TimePlan
@@ -70,7 +72,7 @@ def plan_collection(
     table = table or planned_table(spec, digested=is_there)
     notes: list[str] = []
     forward = _sketch(spec, table, notes)
-    notes.extend(source_notes(spec, forward))
+    notes.extend(source_notes(spec, forward, _context_length(spec)))
     wanted, found = _missing(spec, table, forward.widths, objects if is_there else None)
     rows = table.rows if found == table.rows.value else Count(value=found, basis="exact")
     store = _store(spec, rows, wanted, forward, objects)
@@ -84,14 +86,23 @@ def plan_collection(
 
 def _sketch(spec: CollectSpec, table: PlannedTable, notes: list[str]) -> Sketch:
     """By configuration; by loading the weights where the network's code does not run without them."""
-    longest = spec.tokens.packing.context_length
+    longest, image_size = _context_length(spec), _image_size(spec)
     length = min(table.mean_context, longest)
     try:
-        return sketch(spec.model, spec.hook_points, length, longest=longest)
+        return sketch(spec.model, spec.hook_points, length, longest=longest, image_size=image_size)
     except ModelError as error:
         notes.append(f"operations are not counted: {error}")
         loaded = load_model(spec.model, with_head=needs_head(spec.hook_points))
-        return Sketch(ActivationForward(loaded, spec.hook_points, context_length=longest).widths, 0.0)
+        return Sketch(open_forward(loaded, spec, spec.hook_points).widths, 0.0)
+
+
+def _context_length(spec: CollectSpec) -> int:
+    return packed_spec(spec.tokens, load_spec_tokenizer(spec.tokens, spec.model)).packing.context_length
+
+
+def _image_size(spec: CollectSpec) -> int:
+    tokenizer = load_spec_tokenizer(spec.tokens, spec.model)
+    return tokenizer.image.size if isinstance(tokenizer, PatchGrid) else 0
 
 
 def _missing(
@@ -196,10 +207,11 @@ def _time(
 
 def _measured(spec: CollectSpec, table: PlannedTable) -> float:
     """One replica here, times the replicas that the job would start here."""
-    workers, length = spec.workers, spec.tokens.packing.context_length
+    workers, length = spec.workers, _context_length(spec)
     batch = max(1, spec.batch_tokens // length)
     ids = np.resize(table.sample.token_id.astype(np.int64), (batch, length))
-    rate = measure(spec.model, spec.hook_points, ids, num_threads=max(1, int(workers.cpus_per_worker)))
+    threads = max(1, int(workers.cpus_per_worker))
+    rate = measure(spec.model, spec.hook_points, ids, num_threads=threads, image_size=_image_size(spec))
     fits = [(os.cpu_count() or 1) / workers.cpus_per_worker]
     if workers.gpus_per_worker:
         fits.append(torch.cuda.device_count() / workers.gpus_per_worker)

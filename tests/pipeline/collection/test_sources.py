@@ -99,7 +99,7 @@ def test_a_plan_says_what_they_take(sources: CollectSpec, tmp_path: Path) -> Non
     assert "neurons behind silu are hardly ever exactly zero" in notes
     plain = spec.model_copy(update={"hook_points": [HOOKS[1]]})
     (without,) = plan(plain, PlanAssumptions()).jobs
-    assert without.notes == [note for note in without.notes if "no rate" in note]
+    assert not any(word in note for note in without.notes for word in ("patterns", "gradients", "neurons"))
 
 
 def test_neurons_behind_a_relu_shrink(model: Path, corpus: Path, tmp_path: Path) -> None:
