@@ -20,6 +20,7 @@ from pipeline.models.gradients import needs_head
 from pipeline.models.load import load_model
 from pipeline.planning import money
 from pipeline.planning.model import Sketch, measure, sketch
+from pipeline.planning.placement import placement_note
 from pipeline.planning.remarks import source_notes
 from pipeline.planning.sizes import UnitSizes, covariance_bytes, lists_of, row_bytes, short_units, unit_sizes
 from pipeline.planning.table import PlannedTable, planned_table
@@ -73,6 +74,7 @@ def plan_collection(
     notes: list[str] = []
     forward = _sketch(spec, table, notes)
     notes.extend(source_notes(spec, forward, _context_length(spec)))
+    notes.append(placement_note(spec))
     wanted, found = _missing(spec, table, forward.widths, objects if is_there else None)
     rows = table.rows if found == table.rows.value else Count(value=found, basis="exact")
     store = _store(spec, rows, wanted, forward, objects)

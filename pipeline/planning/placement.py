@@ -31,6 +31,8 @@ PROCESS_BYTES = 1 << 30
 ACTIVATIONS_SHARE = 0.2
 """Room for the activations of a batch, as a share of the weights."""
 
+_MANY_MACHINES = 1024
+
 
 @dataclass(frozen=True)
 class Node:
@@ -118,8 +120,16 @@ def _several(spec: CollectSpec, need: _Need, nodes: Sequence[Node], said: str, *
     raise ResourceError(_misfit(spec, said, "in any number of stages"))
 
 
+def placement_note(spec: CollectSpec) -> str:
+    """For ``headworks plan``: where a replica goes on any number of machines like this one, and why."""
+    try:
+        return place(spec, [this_machine()] * _MANY_MACHINES).words()
+    except ResourceError as error:
+        return f"placement: {error}"
+
+
 def this_machine() -> Node:
-    """What ``headworks plan`` plans for."""
+    """Memory and GPUs of the machine that this process runs on."""
     memory = int(psutil.virtual_memory().total)
     number = torch.cuda.device_count()
     size = min((torch.cuda.get_device_properties(index).total_memory for index in range(number)), default=0)
