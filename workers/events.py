@@ -117,11 +117,12 @@ def events_name(summary: str) -> str:
     return f"{summary.removesuffix('summary.json')}{EVENTS}"
 
 
-def described(error: BaseException) -> dict[str, str]:
-    """Type, message and, of what is not one of Headworks' own errors, the end of the traceback."""
+def described(error: BaseException, printed: str = "") -> dict[str, str]:
+    """Type, message and, of what is not one of Headworks' own errors, the end of the traceback; ``printed``: as it was
+    where the error was raised, in another process."""
     facts = {"error": type(error).__name__, "message": str(error)}
     if not isinstance(error, HeadworksError):
-        facts["traceback"] = "".join(traceback.format_exception(error))[-_TRACEBACK_CHARS:]
+        facts["traceback"] = (printed or "".join(traceback.format_exception(error)))[-_TRACEBACK_CHARS:]
     return facts
 
 

@@ -78,10 +78,11 @@ class Telemetry:
                 self._worker_ready(worker, answer)
             case UnitCommitted(worker=worker, unit=unit), _:
                 self._unit_committed(worker, unit, answer)
-            case UnitFailed(worker=worker, unit=unit, error=error), _:
+            case UnitFailed(worker=worker, unit=unit, error=error, traceback=trace), _:
                 self._leased.pop(unit, None)
                 self._causes[unit] = type(error).__name__
-                self._emit("unit.failed", unit=unit, worker=worker, host=self._host(worker), **described(error))
+                facts = described(error, trace)
+                self._emit("unit.failed", unit=unit, worker=worker, host=self._host(worker), **facts)
             case WorkerFailed(worker=worker, error=error), _:
                 self._emit("worker.failed", worker=worker, **described(error))
                 self._remove(worker)
