@@ -20,6 +20,7 @@ from pipeline.collection.overlap import OverlappedCollector
 from pipeline.collection.prepare import CollectPass
 from pipeline.collection.unit import UnitCollector
 from pipeline import logs
+from pipeline.models.hooks import is_gradient
 from pipeline.models.utilisation import flop_per_token, peak_flop_per_s
 from workers.pool import Loaded
 
@@ -53,7 +54,8 @@ class Collector:
         host = socket.gethostname()
         self._collector = UnitCollector.open(one, worker=f"{self._name}@{host}:{os.getpid()}")
         network = self._collector.forward.network
-        flop = flop_per_token(network, one.spec.tokens.packing.context_length)
+        goes_back = any(is_gradient(hook) for hook in one.hook_points)
+        flop = flop_per_token(network, one.spec.tokens.packing.context_length, goes_back=goes_back)
         weights = next(network.parameters(), None)
         peak = peak_flop_per_s(weights.device, weights.dtype) if weights is not None else None
         return Loaded(

@@ -1,7 +1,7 @@
 """Model FLOP utilisation: what a forward needs, and what the device could do.
 
-Operations of a forward for one token, as PaLM counts them (Chowdhery et al. 2022, appendix B, without its factor three
-for the backward pass):
+Operations of a forward for one token, as PaLM counts them (Chowdhery et al. 2022, appendix B; its factor three is for
+the way back, which only gradients need):
 
     2 N + 4 L T W    N weights of matrix products, L layers with attention, T tokens of a context, W all heads' width
 
@@ -63,15 +63,17 @@ class Peak:
     source: Literal["operator", "data sheet", "measured"]
 
 
-def flop_per_token(network: nn.Module, context_length: int) -> float:
-    """Operations of one token's way through ``network``, which is cut off already; see the formula above."""
+def flop_per_token(network: nn.Module, context_length: int, *, goes_back: bool = False) -> float:
+    """Operations of one token's way through ``network``, which is cut off already; see the formula above.
+    ``goes_back``: and of the gradients on the way back, which take twice as many."""
     config = getattr(network, "config", None)
     weights = sum(_active(parameter, config) for parameter in _multiplied(network))
     heads = int(getattr(config, "num_attention_heads", 0) or 0)
     width = heads * int(getattr(config, "head_dim", 0) or int(getattr(config, "hidden_size", 0)) // max(heads, 1))
     blocks = find_blocks(network)
     num_layers = len(blocks.layers) if blocks else 0
-    return 2.0 * weights + 4.0 * num_layers * context_length * width
+    forward = 2.0 * weights + 4.0 * num_layers * context_length * width
+    return 3.0 * forward if goes_back else forward
 
 
 def peak_flop_per_s(device: torch.device, dtype: torch.dtype, name: str = "") -> Peak:
