@@ -7,15 +7,20 @@ own loss, whatever it is batched with.
 1. The forward runs to its end with the tensors at the points set to be differentiated; weights are not. Everything
    behind the first point is kept for the way back, which is why memory grows with the depth of the network.
 2. The head's part of the way back is done in slices of rows (``head.py``), the backbone's in one step.
+
+On CUDA the fused kernels of attention add up on their way back in an order that changes from run to run, so there
+attention is computed step by step: slower, and the same bytes each time.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from pipeline.models.head import Head, next_token_labels
 from pipeline.models.hooks import GRADIENT, HookSite, is_gradient
@@ -35,7 +40,8 @@ class GradientTaker:
     """Forward and backward for the points whose gradient is wanted.
 
     Raises:
-        ModelError: the model is no causal language model, or was loaded without its head.
+        ModelError: the model is no causal language model, was loaded without its head, or has attention whose
+            gradients differ from run to run.
         HookPointError: the gradient of an attention pattern, which is a copy of what the network used.
     """
 
@@ -45,6 +51,11 @@ class GradientTaker:
             raise ModelError(
                 f"gradients are of the {LOSS}, so they need a causal_lm with its head; {loaded.spec.path!r} is of kind "
                 f"{loaded.spec.kind!r}" + (", loaded without its head" if loaded.spec.kind == "causal_lm" else "")
+            )
+        if loaded.spec.attention == "flash_attention_2":
+            raise ModelError(
+                "gradients through flash_attention_2 are added up in an order that changes from run to run; choose "
+                "model.attention: sdpa or eager"
             )
         if patterns := [site.name for site in sites if site.name in names and site.side == "pattern"]:
             raise HookPointError(f"hook point {patterns[0] + GRADIENT!r}: an attention pattern has no gradient here")
@@ -61,7 +72,7 @@ class GradientTaker:
         """
         outputs: list[Any] = []
         try:
-            with torch.enable_grad():
+            with torch.enable_grad(), _in_fixed_order(token_ids.device):
                 captured, mutated = capture(
                     lambda: outputs.append(run_network()),
                     self._sites,
@@ -85,3 +96,7 @@ class GradientTaker:
             outputs[0].last_hidden_state, [captured[name] for name in wanted], at_head, materialize_grads=True
         )
         return found | {f"{name}{GRADIENT}": tensor for name, tensor in zip(wanted, taken, strict=True)}, mutated
+
+
+def _in_fixed_order(device: torch.device) -> AbstractContextManager[Any]:
+    return sdpa_kernel(SDPBackend.MATH) if device.type == "cuda" else nullcontext()

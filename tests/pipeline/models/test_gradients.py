@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -133,6 +134,9 @@ def test_what_has_no_next_token_loss_is_refused() -> None:
         ActivationForward(whole, ["blocks.0.attn.hook_pattern.grad"], context_length=9)
     with pytest.raises(HookPointError, match=r"did you mean 'blocks\.0\.hook_mlp_out'"):
         ActivationForward(loaded(build("llama"), with_head=True), ["blocks.0.hook_mlp_uot.grad"])
+    unsteady = replace(whole, spec=whole.spec.model_copy(update={"attention": "flash_attention_2"}))
+    with pytest.raises(ModelError, match="changes from run to run"):
+        ActivationForward(unsteady, ["blocks.0.hook_mlp_out.grad"])
     with pytest.raises(HookPointError, match="only whole models"):
         resolve(build("llama"), ["blocks.0.hook_mlp_out.grad"])
 
@@ -149,3 +153,17 @@ def test_a_point_that_is_overwritten_in_place_is_refused() -> None:
 def test_which_jobs_need_the_head() -> None:
     assert needs_head(["blocks.0.hook_resid_post", "blocks.0.hook_resid_post.grad"])
     assert not needs_head(["blocks.0.hook_resid_post", "module:layers.0.gradient:out"])
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_gpu_gives_the_same_bytes_each_time() -> None:
+    model = build("llama", max_position_embeddings=512).cuda().bfloat16()
+    whole = replace(loaded(model, with_head=True), device=torch.device("cuda"), dtype=torch.bfloat16)
+    names = ["blocks.0.hook_resid_pre.grad", "blocks.1.attn.hook_v.grad"]
+    forward = ActivationForward(whole, names)
+    ids, lengths = token_ids(16, 512), torch.full((16,), 512)
+    first = forward.run(ids, lengths)
+    for _ in range(20):
+        again = forward.run(ids, lengths)
+        assert all(torch.equal(first[name], again[name]) for name in names)
