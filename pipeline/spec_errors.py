@@ -10,6 +10,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from schemas.errors import nearest
+from schemas.fields import holds_credentials
 from schemas.pipeline import AnyJob
 
 _SHOWN_CHARACTERS = 80
@@ -106,6 +107,8 @@ def _message(details: ErrorDetails) -> str:
 
 
 def shown(value: Any) -> str:
-    """``repr`` cut to a length that leaves a message readable."""
+    """``repr`` cut to a length that leaves a message readable, and without credentials."""
     text = repr(value)
+    if holds_credentials(text):
+        return "a value with credentials in it (***)"
     return text if len(text) <= _SHOWN_CHARACTERS else text[: _SHOWN_CHARACTERS - 3] + "..."

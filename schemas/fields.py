@@ -107,8 +107,13 @@ Duration = Annotated[
 """Seconds, written with their unit: ``30d``, ``12h``."""
 
 _IN_URL = re.compile(
-    r"://[^/]*@|^(s3a?|gc?s)://(?!arn:)[^/]*:|[?&](X-Amz-|X-Goog-|AWSAccessKeyId=|Signature=|sig=)", re.I
+    r"://[^/]*@|(?:^|['\"])(s3a?|gc?s)://(?!arn:)[^/]*:|[?&](X-Amz-|X-Goog-|AWSAccessKeyId=|Signature=|sig=)", re.I
 )
+
+
+def holds_credentials(text: str) -> bool:
+    """Whether a URL, alone or quoted in a longer text, has credentials in it."""
+    return _IN_URL.search(text) is not None
 
 
 def require_no_credentials(url: str) -> str:
@@ -117,7 +122,7 @@ def require_no_credentials(url: str) -> str:
     Raises:
         SpecError: credentials are part of it (``s3://key:secret@bucket``). The message leaves them out.
     """
-    if _IN_URL.search(url):
+    if holds_credentials(url):
         scheme = url.partition("://")[0]
         raise SpecError(
             f"a URL with credentials in it ({scheme}://***) is refused: specs are kept in stores, logs and reports. "

@@ -73,7 +73,10 @@ def test_an_answer_that_never_comes_is_not_waited_for_without_end(
 )
 def test_credentials_in_a_url_are_refused_and_never_repeated(url: str) -> None:
     spec = {"kind": "evaluate", "store": url, "dictionaries": "runs/a", "output": "runs/b"}
-    for call in (lambda: Objects(url), lambda: validated(spec, where="spec.yaml")):
+    several = spec | {"store": {"a": url, "b": url}}
+    for call in (
+        lambda: Objects(url), lambda: validated(spec, where="spec.yaml"), lambda: validated(several, where="spec.yaml"),
+    ):  # fmt: skip
         with pytest.raises(SpecError, match="credentials in it") as caught:
             call()
         assert "wJalr" not in "".join(traceback.format_exception(caught.value))
