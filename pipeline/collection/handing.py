@@ -6,15 +6,13 @@ Rows are handed over as a store has them, rounded to its precision, one hook poi
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import numpy as np
 
 from pipeline.collection.prepare import CollectPass
 from pipeline.collection.unit import UnitCollector
-from pipeline.models.forward import ActivationForward
-from pipeline.models.load import load_model
 from pipeline.store import layout
 from pipeline.store.objects import Objects
 from pipeline.store.rounding import quantise, row_scales
@@ -24,9 +22,7 @@ from pipeline.store.unit_objects import EncodedRows, StoredRows
 from pipeline.store.unit_part import EncodedPart, Measured, UnitPart, WrittenPart
 from pipeline.store.words import Words
 from pipeline.store.writer import StoreWriter
-from pipeline.tokens.table import TokenTable
 from schemas.fields import Dtype
-from schemas.fingerprint import require_equal
 from schemas.store import LedgerEntry, PassRecord, StoreRecord
 
 HandOver = Callable[[int, str, StoredRows], None]
@@ -121,26 +117,24 @@ def stored_rows(array: Words, record: StoreRecord) -> StoredRows:
     return StoredRows(quantise(values, scales, record.dtype), scales)
 
 
-def open_block_collector(one: CollectPass, hand_over: HandOver, *, worker: str) -> UnitCollector:
-    """A collector that writes nothing: where there is no store, none is made.
+@dataclass(frozen=True)
+class _HandedPass(CollectPass):
+    """A pass without a store: where there is none, none is made."""
 
-    Raises:
-        HookPointError: the model lacks a hook point.
-        MismatchError: the model here is not the one that the job was planned with.
-    """
-    loaded = load_model(one.spec.model)
-    require_equal(
-        one.record.identity["model"],
-        loaded.identity,
-        where=f"the model that worker {worker} loaded",
-        remedy="Every machine must see the same files at model.path.",
-    )
-    forward = ActivationForward(loaded, one.hook_points)
-    widths = {hook: forward.widths[hook] for hook in one.hook_points}
-    passed = PassRecord(hook_points=widths, batch_tokens=one.spec.batch_tokens)
-    nowhere = Objects("memory://headworks-live")
-    writer = BlockWriter(nowhere, one.record, passed, layout.pass_id(passed), one.num_rows, hand_over)
-    return UnitCollector(forward, TokenTable.open(one.table_url), writer, worker)
+    hand_over: HandOver = field(kw_only=True)
+
+    def writer(self, widths: Mapping[str, int]) -> StoreWriter:
+        """One that hands over."""
+        chosen = {hook: widths[hook] for hook in self.hook_points}
+        passed = PassRecord(hook_points=chosen, batch_tokens=self.spec.batch_tokens)
+        nowhere = Objects("memory://headworks-live")
+        return BlockWriter(nowhere, self.record, passed, layout.pass_id(passed), self.num_rows, self.hand_over)
+
+
+def open_block_collector(one: CollectPass, hand_over: HandOver, *, worker: str) -> UnitCollector:
+    """A collector that hands over what it computes and writes nothing. Raises: as ``UnitCollector.open``."""
+    facts = {each.name: getattr(one, each.name) for each in fields(one)}
+    return UnitCollector.open(_HandedPass(**facts, hand_over=hand_over), worker=worker)
 
 
 __all__ = ["BlockWriter", "HandOver", "TeeWriter", "open_block_collector", "stored_rows"]

@@ -69,6 +69,11 @@ def _require_feeds(collection: CollectSpec, trainings: Sequence[TrainSpec], jobs
         raise SpecError(f"{trainings[0].name}: {collection.name} collects several stores; use feed: stored")
     if not any(job.feed == "live" for job in handed):
         return
+    if collection.workers.placement in ("stages", "tensor"):
+        raise SpecError(
+            f"{collection.name}: feed live of {handed[0].name} takes blocks from replicas that are whole, placement is "
+            f"{collection.workers.placement}: use feed: tee or follow, or placement: replica"
+        )
     for job in jobs:
         if job is not handed[0] and collection.output.rstrip("/") in _read_by(job):
             raise SpecError(
