@@ -160,7 +160,7 @@ def _run_pass(
         progress.note(f"{name}: all {one.of.num_units} units are in the store, nothing to compute")
         return dict(one.widths)
     limits = one.of.spec.workers
-    missing_rows = one.num_rows(units)
+    missing_rows = one.num_rows
     num_reused = one.of.num_units - len(units)
     widths = dict(one.widths)
 

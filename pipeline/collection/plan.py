@@ -10,7 +10,6 @@ Letters: T rows, C contexts, B contexts in a batch, L tokens in the longest of t
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -79,8 +78,3 @@ def unit_batches(positions: NDArray[np.int32], batch_tokens: int) -> list[Batch]
         batches.append(Batch(starts[chosen], lengths[chosen]))
         at += size
     return batches
-
-
-def pending(num_units: int, committed: Collection[int]) -> Iterator[int]:
-    """Units that the ledger lacks, ascending; lazy, for a store may have millions."""
-    return (unit for unit in range(num_units) if unit not in committed)

@@ -14,7 +14,7 @@ from importlib.metadata import version
 from typing import Any, Protocol
 
 from pipeline.collection.passes import plan_passes
-from pipeline.collection.plan import pending
+from pipeline.collection.units import Units
 from pipeline.models.identity import model_identity
 from pipeline.planning.sizes import LEAST_SHARE, row_bytes
 from pipeline.planning.space import require_free, require_quota
@@ -88,19 +88,16 @@ class Pending:
     """A pass and the units of it that the ledger lacks."""
 
     of: CollectPass
-    committed: frozenset[int] = frozenset()
+    units: Units
     widths: Mapping[str, int] = field(default_factory=dict)
     """Known only of a pass that an earlier job has begun."""
 
     @property
-    def units(self) -> list[int]:
-        """Ascending."""
-        return list(pending(self.of.num_units, self.committed))
-
-    def num_rows(self, units: list[int]) -> int:
-        """Rows of ``units``."""
-        bounds = (layout.unit_rows(unit, self.of.num_rows, self.of.record.shard_rows) for unit in units)
-        return sum(stop - start for start, stop in bounds)
+    def num_rows(self) -> int:
+        """Rows of the units."""
+        shard_rows = self.of.record.shard_rows
+        is_last_missing = self.units.last == self.of.num_units - 1 >= 0
+        return len(self.units) * shard_rows - is_last_missing * (self.of.num_units * shard_rows - self.of.num_rows)
 
 
 def table_url(spec: CollectSpec) -> str:
@@ -124,7 +121,7 @@ def prepare(spec: CollectSpec, table: TokenTable) -> list[Pending]:
     _require_table(spec, table, plan.num_rows)
     new = CollectPass(spec, record, table.url, plan.missing, plan.num_rows)
     passes = [_continued(new, one) for one in plan.begun]
-    return [*passes, Pending(new)] if plan.missing else passes
+    return [*passes, Pending(new, Units.missing(new.num_units, []))] if plan.missing else passes
 
 
 def _require_table(spec: CollectSpec, table: TokenTable, num_rows: int) -> None:
@@ -242,4 +239,4 @@ def _continued(new: CollectPass, record: PassRecord) -> Pending:
     spec, hook_points = new.spec.model_copy(update=as_begun), tuple(record.hook_points)
     one = replace(new, spec=spec, hook_points=hook_points, tensor_parallel=record.tensor_parallel)
     committed = one.writer(record.hook_points).committed_units()
-    return Pending(one, frozenset(committed), dict(record.hook_points))
+    return Pending(one, Units.missing(one.num_units, committed), dict(record.hook_points))

@@ -12,10 +12,11 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from pipeline.collection.overlap import ENCODED_WAITING, UNITS_HELD
 from pipeline.collection.inputs import open_forward
+from pipeline.collection.overlap import ENCODED_WAITING, UNITS_HELD
 from pipeline.collection.passes import plan_passes
 from pipeline.collection.prepare import require_same_batches, store_events, store_record
+from pipeline.collection.units import Units
 from pipeline.models.gradients import needs_head
 from pipeline.models.load import load_model
 from pipeline.planning import money
@@ -55,7 +56,7 @@ class _Missing:
     """Hook points that one pass lacks over some units."""
 
     hook_points: dict[str, int]
-    units: list[int]
+    units: Units
 
 
 def plan_collection(
@@ -113,22 +114,21 @@ def _missing(
     """What each pass lacks, and the rows that the store will have."""
     shard_rows = spec.storage.shard_rows
     if there is None:
-        units = [*range(layout.num_units(table.rows.value, shard_rows))]
+        units = Units.missing(layout.num_units(table.rows.value, shard_rows), [])
         return [_Missing({hook: widths[hook] for hook in spec.hook_points}, units)], table.rows.value
     record = store_record(spec, table)
     events = store_events(there, record)
     require_same_batches(spec, opened_passes(events))
     plan = plan_passes(events, spec.hook_points, table.rows.value)
-    units = [*range(layout.num_units(plan.num_rows, shard_rows))]
-    found = [_Missing(dict(one.hook_points), _lacking(one, there, record.fingerprint, units)) for one in plan.begun]
+    num_units = layout.num_units(plan.num_rows, shard_rows)
+    found = [_Missing(dict(one.hook_points), _lacking(one, there, record.fingerprint, num_units)) for one in plan.begun]
     if plan.missing:
-        found.append(_Missing({hook: widths[hook] for hook in plan.missing}, units))
+        found.append(_Missing({hook: widths[hook] for hook in plan.missing}, Units.missing(num_units, [])))
     return found, plan.num_rows
 
 
-def _lacking(one: PassRecord, objects: Objects, fingerprint: str, units: list[int]) -> list[int]:
-    committed = {*Ledger(objects, layout.pass_id(one), fingerprint).units()}
-    return [unit for unit in units if unit not in committed]
+def _lacking(one: PassRecord, objects: Objects, fingerprint: str, num_units: int) -> Units:
+    return Units.missing(num_units, Ledger(objects, layout.pass_id(one), fingerprint).units())
 
 
 def _store(spec: CollectSpec, rows: Count, wanted: list[_Missing], forward: Sketch, objects: Objects) -> StorePlan:
@@ -245,7 +245,7 @@ def _priced(spec: CollectSpec, job: JobPlan, rows: Count, forward: Sketch, assum
 def _whole(spec: CollectSpec, rows: Count, widths: Mapping[str, int]) -> UnitSizes:
     """All units of the spec's hook points added up."""
     shard_rows = spec.storage.shard_rows
-    units = range(layout.num_units(rows.value, shard_rows))
+    units = Units.missing(layout.num_units(rows.value, shard_rows), [])
     made = [
         (_unit(spec, {hook: widths[hook] for hook in spec.hook_points}, unit_rows), count)
         for unit_rows, count in short_units(units, rows.value, shard_rows).items()

@@ -6,9 +6,10 @@ and ledger entries are estimates, a few in a thousand.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
+from pipeline.collection.units import Units
 from pipeline.store.layout import num_units
 from pipeline.store.words import stored_dtype
 from schemas.collect import StatisticsSpec, Storage
@@ -84,14 +85,13 @@ def lists_of(num_keys: int) -> int:
     return num_units(num_keys, KEYS_PER_LIST)
 
 
-def short_units(units: Iterable[int], num_rows: int, shard_rows: int) -> dict[int, int]:
+def short_units(units: Units, num_rows: int, shard_rows: int) -> dict[int, int]:
     """Rows in a unit -> how many of the units have as many: whole ones and the last."""
-    found: dict[int, int] = {}
     last = num_units(num_rows, shard_rows) - 1
-    for unit in units:
-        rows = num_rows - last * shard_rows if unit == last else shard_rows
-        found[rows] = found.get(rows, 0) + 1
-    return found
+    last_rows = num_rows - last * shard_rows
+    if units.last != last or last_rows == shard_rows:
+        return {shard_rows: len(units)} if units else {}
+    return {shard_rows: len(units) - 1, last_rows: 1} if len(units) > 1 else {last_rows: 1}
 
 
 def _shard_bytes(storage: Storage, row_size: int, num_chunks: int) -> int:

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.collection.plan import context_bounds, pending, unit_batches
+from pipeline.collection.plan import context_bounds, unit_batches
 from schemas.errors import CorruptionError
 
 CONTEXTS = st.lists(st.integers(1, 40), min_size=1, max_size=60)
@@ -57,7 +57,3 @@ def test_rows_that_begin_within_a_context_are_refused() -> None:
 def test_no_rows_have_no_contexts() -> None:
     starts, lengths = context_bounds(np.zeros(0, dtype=np.int32))
     assert len(starts) == len(lengths) == 0
-
-
-def test_pending_is_the_plan_without_the_ledger() -> None:
-    assert list(pending(6, {0, 3, 5})) == [1, 2, 4]

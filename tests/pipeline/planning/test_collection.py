@@ -42,7 +42,7 @@ def collect(spec: CollectSpec, units: slice = slice(None)) -> None:
     """Without Ray."""
     for one in prepare(spec, built_table(spec)):
         collector = UnitCollector.open(one.of)
-        for unit in one.units[units]:
+        for unit in [*one.units][units]:
             collector.collect(unit)
         if units == slice(None):
             collector.writer.finish()
