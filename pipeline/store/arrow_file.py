@@ -252,6 +252,11 @@ class ArrowColumn:
         """``out[places] = rows`` of this file, in any order; each chunk is read once."""
         gather_rows(self, rows, out, places)
 
+    @property
+    def is_mapped(self) -> bool:
+        """The file is memory."""
+        return self._file.source.whole is not None
+
     def check_all(self) -> None:
         """Check every byte of the file, not only of this column."""
         self._file.check_all()

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from pipeline.store.parallel import PART_BYTES, at_once
 from pipeline.store.words import Words
 
 Ints = npt.NDArray[np.int64]
@@ -40,6 +41,11 @@ class Chunked(Protocol):
     chunk_rows: int
     width: int
     dtype: np.dtype[Any]
+
+    @property
+    def is_mapped(self) -> bool:
+        """The object is memory: reading it takes no requests."""
+        ...
 
     def chunks(self, first: int, stop: int) -> list[Words]:
         """Chunks [first, stop), checked, [chunk_rows, D] each; the last one of a unit may be shorter or end in
@@ -87,15 +93,24 @@ def gather_rows(source: Chunked, rows: Ints, out: Words, places: Ints) -> None:
         before = np.flatnonzero(chunk_of < len(table))
         out[places[before]] = table[chunk_of[before], rows[before] % size]
         rows, places, chunk_of = rows[behind], places[behind], chunk_of[behind]
-    for first, stop in _runs(np.unique(chunk_of), limit=_chunks_at_once(source)):
+
+    def fill(run: tuple[int, int]) -> None:
+        first, stop = run
         for chunk, words in enumerate(source.chunks(first, stop), start=first):
             mine = np.flatnonzero(chunk_of == chunk)
             out[places[mine]] = words[rows[mine] - chunk * size]
 
+    runs = [*_runs(np.unique(chunk_of), limit=_chunks_at_once(source))]
+    # Each run fills places of its own. A request waits longer than its bytes take: as many as may are under way.
+    is_apart = len(runs) > 1 and not source.is_mapped
+    for _ in at_once(fill, runs, is_outer=True) if is_apart else map(fill, runs):
+        pass
+
 
 def _chunks_at_once(source: Chunked) -> int:
-    """Neighbouring chunks worth one read: about 32 MiB."""
-    return max(1, 2**25 // (source.chunk_rows * source.width * source.dtype.itemsize))
+    """Neighbouring chunks worth one read: about 32 MiB, of which several are held where they are requests."""
+    most = 2**25 if source.is_mapped else PART_BYTES
+    return max(1, most // (source.chunk_rows * source.width * source.dtype.itemsize))
 
 
 def _runs(chunks: Ints, *, limit: int) -> Iterator[tuple[int, int]]:

@@ -36,8 +36,8 @@ _uploads = BoundedSemaphore(UPLOADS_AT_ONCE)
 
 
 @cache
-def _pool() -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(REQUESTS_AT_ONCE, "headworks-storage")
+def _pool(is_outer: bool) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(REQUESTS_AT_ONCE, "headworks-reads" if is_outer else "headworks-storage")
 
 
 def _forget() -> None:
@@ -69,14 +69,15 @@ def spans_of(start: int, stop: int, size: int) -> list[tuple[int, int]]:
     return [(begin, min(begin + size, stop)) for begin in range(start, stop, size)]
 
 
-def at_once(function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
-    """``map`` on the process's own threads, in order, few results ahead. ``function`` must not call this itself.
+def at_once(function: Callable[[Item], Result], items: Iterable[Item], *, is_outer: bool = False) -> Iterator[Result]:
+    """``map`` on the process's own threads, in order, few results ahead. ``function`` must not call this itself, but
+    with ``is_outer``, which has threads of its own: then it may call the other.
 
     After an error no further call begins, and those under way are waited for: nothing writes into a caller's buffer
     after the caller has gone on.
     """
     waiting = iter(items)
-    pool = _pool()
+    pool = _pool(is_outer)
     under_way: list[Future[Result]] = [pool.submit(function, item) for item in islice(waiting, 2 * REQUESTS_AT_ONCE)]
     try:
         while under_way:

@@ -173,7 +173,14 @@ class ShardReader:
 
     def gather(self, rows: npt.NDArray[np.int64], out: Words, places: npt.NDArray[np.int64]) -> None:
         """``out[places] = rows`` of this shard, in any order; each chunk is read once."""
+        if not self.is_mapped:
+            _ = self.ends  # one request, before several threads want it
         gather_rows(self, rows, out, places)
+
+    @property
+    def is_mapped(self) -> bool:
+        """The shard is memory."""
+        return self._source.whole is not None
 
     def chunks(self, first: int, stop: int) -> list[Words]:
         """Chunks [first, stop) as words [chunk_rows, D] each, by one read; the last may end in padding."""
