@@ -64,7 +64,7 @@ def sketch(
     points = list(dict.fromkeys(name.removesuffix(GRADIENT) for name in names))
     sites = resolve(backbone, points, context_length=max(longest, context_length))
     gradients = [name.removesuffix(GRADIENT) for name in names if is_gradient(name)]
-    network, kept = (module, _Kept()) if gradients else (cut_after(backbone, sites), None)
+    network, kept = (module, _Kept(module)) if gradients else (cut_after(backbone, sites), None)
     with FlopCounterMode(display=False) as counter:
         inputs = _inputs(spec, context_length, image_size)
         found = _captured(network, sites, spec, inputs, gradients, kept)
@@ -82,7 +82,9 @@ def sketch(
 class _Kept:
     """Counts the memory of the tensors that a forward keeps for the way back, each once."""
 
-    def __init__(self) -> None:
+    def __init__(self, network: nn.Module) -> None:
+        weights = [*network.parameters(), *network.buffers()]
+        self._weights = {tensor.untyped_storage()._cdata for tensor in weights}
         self._storages: dict[int, int] = {}
 
     @property
@@ -90,8 +92,8 @@ class _Kept:
         return sum(self._storages.values())
 
     def keep(self, tensor: torch.Tensor) -> torch.Tensor:
-        if not isinstance(tensor, nn.Parameter):
-            storage = tensor.untyped_storage()
+        storage = tensor.untyped_storage()
+        if storage._cdata not in self._weights:  # transposed weights are kept too, at no cost
             self._storages[storage._cdata] = storage.nbytes()
         return tensor
 

@@ -79,9 +79,10 @@ def test_gradients_take_the_way_back_and_what_it_needs(family: str, tmp_path: Pa
     forward = ActivationForward(loaded, hooks)
     assert found.widths == forward.widths
     kept: dict[int, int] = {}
+    weights = {tensor.untyped_storage().data_ptr() for tensor in loaded.module.state_dict().values()}
 
     def keep(tensor: torch.Tensor) -> torch.Tensor:
-        if not isinstance(tensor, torch.nn.Parameter):
+        if tensor.untyped_storage().data_ptr() not in weights:
             kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
         return tensor
 
