@@ -24,7 +24,8 @@ from pipeline.training.kernels import choose
 from pipeline.training.schedule import learning_rate_factor
 from pipeline.training.trainer import DictionaryTrainer
 from pipeline.training.world import SingleWorld
-from schemas.dictionary import DictionarySpec, ReluL1
+from schemas.activation import ReluL1
+from schemas.dictionary import DictionarySpec
 from schemas.train import Schedule
 
 NUM_LATENTS = 96

@@ -6,10 +6,8 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
-from schemas.activation import Activation, MatryoshkaBatchTopK, ReluL1, ReluL1UnitNorm, TopK
+from schemas.activation import Activation, MatryoshkaBatchTopK, ReluL1UnitNorm, TopK
 from schemas.fields import Name, SourcePoint, Spec
-
-__all__ = ["Activation", "DictionaryRecord", "DictionarySpec", "LatentGroup", "ReluL1", "TopK"]
 
 
 class LatentGroup(Spec):

@@ -7,7 +7,8 @@ import torch
 
 from pipeline.analysis.exclusive import latent_scaling
 from pipeline.dictionaries.dictionary import Dictionary
-from schemas.dictionary import DictionarySpec, ReluL1
+from schemas.activation import ReluL1
+from schemas.dictionary import DictionarySpec
 from schemas.errors import HookPointError, SpecError
 
 WIDTH = 5

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from pipeline.analysis import trajectories
 from pipeline.dictionaries.dictionary import Dictionary
-from schemas.dictionary import DictionarySpec, TopK
+from schemas.activation import TopK
+from schemas.dictionary import DictionarySpec
 from schemas.errors import SpecError
 
 

@@ -11,7 +11,8 @@ from pipeline.analysis.crosscoder import crosscoder_figures
 from pipeline.dictionaries.dictionary import Dictionary
 from pipeline.report.crosscoders import crosscoder_sections
 from pipeline.report.page import ReportData, render
-from schemas.dictionary import DictionarySpec, TopK
+from schemas.activation import TopK
+from schemas.dictionary import DictionarySpec
 
 
 def crosscoder(*tables: list[list[float]]) -> Dictionary:
