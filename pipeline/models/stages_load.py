@@ -32,6 +32,7 @@ from pipeline.models.memory import require_room
 from pipeline.models.precision import resolve_device
 from pipeline.models.skeleton import build_skeleton
 from pipeline.models.stages import LoadedStage, cut
+from schemas.errors import ModelError
 from schemas.model import ModelSpec
 
 
@@ -95,6 +96,8 @@ def load_stage(
         SpecError: more stages than blocks. ResourceError: it does not fit into memory.
     """
     location = check_spec(spec)
+    if spec.kind == "vision":
+        raise ModelError(f"models of images are not cut into stages ({spec.path!r}); choose workers.placement: replica")
     dtype, device = torch_dtype(spec), resolve_device(spec)
     if location.kind == "python":
         whole = build_module(spec, location)

@@ -40,10 +40,10 @@ def require_plan(spec: ModelSpec, num_ranks: int) -> None:
         ModelError: no transformers model, no plan for its architecture, or heads that do not divide.
     """
     location = check_spec(spec)
-    if location.kind == "python":
+    if location.kind == "python" or spec.kind == "vision":
         raise ModelError(
-            f"workers.placement: tensor splits transformers models by their own plans; {spec.path!r} has none. Choose "
-            "stages or replica"
+            f"workers.placement: tensor splits language models of transformers by their own plans; {spec.path!r} has "
+            "none. Choose stages or replica"
         )
     model: Any = build_skeleton(spec, location)
     if not getattr(model, "supports_tp_plan", False):

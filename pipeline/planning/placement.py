@@ -115,7 +115,7 @@ def _several(spec: CollectSpec, need: _Need, nodes: Sequence[Node], said: str, *
             return Placed("tensor", number, f"split over the devices of one node ({said})")
         if is_asked:
             raise ResourceError(_misfit(spec, said, "split over any number of devices of one node"))
-    if number := _num_stages(need, workers, nodes):
+    if number := _num_stages(spec.model.kind, need, workers, nodes):
         return Placed("stages", number, f"as few as fit ({said})")
     raise ResourceError(_misfit(spec, said, "in any number of stages"))
 
@@ -180,8 +180,8 @@ def _num_ranks(spec: CollectSpec, need: _Need, workers: CollectWorkers, nodes: S
     return 0
 
 
-def _num_stages(need: _Need, workers: CollectWorkers, nodes: Sequence[Node]) -> int:
-    if not need.layers:
+def _num_stages(kind: str, need: _Need, workers: CollectWorkers, nodes: Sequence[Node]) -> int:
+    if not need.layers or kind == "vision":
         return 0
     for number in range(2, len(need.layers) + 1):
         taken = _taken(need.largest_stage(number))

@@ -13,7 +13,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from tiny_networks import CAUSAL, LAYERS, kind_of, save, token_ids
-from torch import Tensor
+from torch import Tensor, nn
 
 from pipeline.models.forward import ActivationForward
 from pipeline.models.hooks import find_blocks
@@ -156,9 +156,36 @@ def test_bfloat16_and_a_point_in_the_embeddings_alone(tmp_path: Path) -> None:
     assert torch.equal(found[points[0]], ActivationForward(load_model(spec), points).run(ids, lengths)[points[0]])
 
 
-def test_blocks_that_need_more_than_the_hidden_state_are_refused(tmp_path: Path) -> None:
-    save("t5", tmp_path)
-    spec = spec_of(tmp_path, "t5", attention="eager")
+class _TwoHanded(nn.Module):
+    """A block that hands on two tensors."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.input_layernorm, self.post_attention_layernorm = nn.Identity(), nn.Identity()
+        self.self_attn, self.mlp = nn.Linear(4, 4), nn.Linear(4, 4)
+
+    def forward(self, hidden: Tensor, _: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        middle = hidden + self.self_attn(self.input_layernorm(hidden))
+        return middle + self.mlp(self.post_attention_layernorm(middle)), middle
+
+
+class TwoHanded(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(40, 4)
+        self.layers = nn.ModuleList(_TwoHanded() for _ in range(3))
+
+    def forward(self, ids: Tensor) -> Tensor:
+        hidden, other = self.embed(ids), None
+        for layer in self.layers:
+            hidden, other = layer(hidden, other)
+        return hidden
+
+
+def test_blocks_that_need_more_than_the_hidden_state_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HEADWORKS_ALLOWED_IMPORTS", __name__)
+    path = f"python:{__name__}.TwoHanded"
+    spec = ModelSpec.model_validate({"path": path, "kind": "module", "dtype": "float32", "device": "cpu"})
     with pytest.raises(ModelError, match="hand on more than the hidden state"):
         Chain(spec, ["blocks.1.hook_resid_post"], 2)
 

@@ -85,5 +85,5 @@ def test_what_cannot_be_split_is_refused(tmp_path: Path, monkeypatch: pytest.Mon
     with pytest.raises(ModelError, match=r"\(4\) does not divide num_key_value_heads \(2\)"):
         require_plan(spec_of(tmp_path / "llama", "llama", "float32"), 4)
     monkeypatch.setenv("HEADWORKS_ALLOWED_IMPORTS", "tiny_networks")
-    with pytest.raises(ModelError, match="splits transformers models by their own plans"):
+    with pytest.raises(ModelError, match="splits language models of transformers by their own plans"):
         require_plan(ModelSpec.model_validate({"path": "python:tiny_networks.Doubler", "kind": "module"}), 2)
