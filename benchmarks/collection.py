@@ -174,7 +174,7 @@ def memory(folder: Path) -> dict[str, float]:
             storage={"chunk_rows": 512, "shard_rows": 4096},
         )  # fmt: skip
         tokens = spec.tokens.model_copy(update={"tokenizer": MODEL, "max_tokens": 4096 * num_units})
-        corpus = tokens.corpus.model_copy(update={"urls": ("{stdlib}/pydoc_data/topics.py", "{stdlib}/asyncio/*.py")})
+        corpus = tokens.corpus.model_copy(update={"urls": ["{stdlib}/pydoc_data/topics.py", "{stdlib}/asyncio/*.py"]})
         spec = spec.model_copy(update={"tokens": tokens.model_copy(update={"corpus": corpus})})
         built(spec)
         answer = subprocess.run(
