@@ -46,6 +46,7 @@ class PipelineSpec(Spec):
     @model_validator(mode="after")
     def _references(self) -> Self:
         seen: dict[str, str] = {}
+        groups = {job.name for job in self.jobs if isinstance(job, CollectSpec) and job.is_group}
         for index, job in enumerate(self.jobs):
             for field, value, kinds in _references_of(job):
                 match = _REFERENCE.match(value)
@@ -54,6 +55,11 @@ class PipelineSpec(Spec):
                     raise ValueError(
                         f"jobs[{index}] ({job.name}): {field} refers to {value!r}, but no earlier job of kind "
                         f"{' or '.join(map(repr, kinds))} has that name (known: {known}){nearest(match[1], known)}"
+                    )
+                if match and match[1] in groups and (reason := _no_group(job, field)):
+                    raise ValueError(
+                        f"jobs[{index}] ({job.name}): {field} refers to {value!r}, a group with a store for each "
+                        f"snapshot; {reason}"
                     )
             if job.name in seen:
                 raise ValueError(f"jobs[{index}]: the name {job.name!r} is taken by an earlier job")
@@ -92,6 +98,15 @@ def _references_of(job: Job) -> Iterator[tuple[str, str, tuple[str, ...]]]:
             yield field, value, kinds
         elif isinstance(value, dict):
             yield from ((f"{field}.{name}", url, kinds) for name, url in value.items())
+
+
+def _no_group(job: Job, field: str) -> str:
+    """Why the field cannot be a group of stores, empty where it can."""
+    if isinstance(job, ShuffleSpec) or field != "store":
+        return "give the URL of one of them, OUTPUT/SNAPSHOT"
+    if isinstance(job, TrainSpec) and job.feed != "stored":
+        return f"feed {job.feed} reads one store while it is collected, use feed: stored"
+    return ""
 
 
 def _resolved(value: str, outputs: Mapping[str, str]) -> str:

@@ -12,6 +12,7 @@ from small_job import HOOKS, small_spec
 from transformers import LlamaForCausalLM
 
 import headworks
+from pipeline.spec_file import validated
 from pipeline.store.joined import JoinedStore
 from pipeline.store.reader import Store
 from schemas.collect import CollectSpec
@@ -115,3 +116,17 @@ def test_hook_points_of_a_group_are_checked_before_any_work(model: Path, corpus:
     require_hook_points(jobs(f"b/{FIRST}"))
     with pytest.raises(SpecError, match=f"did you mean 'b/{FIRST}'"):
         require_hook_points(jobs(f"c/{FIRST}"))
+
+
+def test_a_group_is_refused_where_one_store_is_needed(model: Path, corpus: Path, tmp_path: Path) -> None:
+    collect = small_spec(model, corpus, tmp_path / "group", snapshots={"a": {}, "b": {"dtype": "bfloat16"}})
+    dictionary = {"name": "d", "sources": [f"a/{FIRST}"], "num_latents": 8, "activation": {"kind": "topk", "k": 2}}
+    train = {"kind": "train", "store": "${collect}", "dictionaries": [dictionary], "output": "trained"}
+    for job, message in (
+        ({"kind": "shuffle", "store": "${collect}", "output": "shuffled"}, "OUTPUT/SNAPSHOT"),
+        (train | {"store": {"x": "${collect}", "y": "other"}}, "store.x refers to"),
+        (train | {"feed": "live"}, "use feed: stored"),
+    ):
+        facts = {"kind": "pipeline", "jobs": [collect.model_dump(mode="json"), job], "output": str(tmp_path)}
+        with pytest.raises(SpecError, match=message):
+            validated(facts, where="job")
