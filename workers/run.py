@@ -268,7 +268,7 @@ def summarised(
     ``collection``: figures of the collect job, of the first if there are several. ``shuffles``: job name -> figures of
     each shuffle. ``dictionaries``: name -> figures of
     the evaluation, and ``training``, those of the last step; a name that two train jobs use is given as JOB/NAME.
-    ``jobs``: job name -> kind, output, whether it was reused. ``seconds``: job name -> wall time, and ``total``.
+    ``jobs``: job name -> kind, output, whether it was reused, and seconds that it waited for another, where known. ``seconds``: job name -> wall time, and ``total``.
     """
     collections = [figures for each, figures in results.values() if isinstance(each, CollectSpec)]
     return {
@@ -282,6 +282,7 @@ def summarised(
         "seconds": {**seconds, "total": round(sum(seconds.values()), 3)},
         "jobs": {
             name: {"kind": each.kind, "output": each.output, "reused": bool(figures.get("reused", False))}
+            | {key: round(figures[key], 3) for key in ("stalled_seconds",) if key in figures}
             for name, (each, figures) in results.items()
         },
         "versions": versions(),
