@@ -268,7 +268,8 @@ def summarised(
     ``collection``: figures of the collect job, of the first if there are several. ``shuffles``: job name -> figures of
     each shuffle. ``dictionaries``: name -> figures of
     the evaluation, and ``training``, those of the last step; a name that two train jobs use is given as JOB/NAME.
-    ``jobs``: job name -> kind, output, whether it was reused, and seconds that it waited for another, where known. ``seconds``: job name -> wall time, and ``total``.
+    ``jobs``: job name -> kind, output, whether it was reused, and the seconds that it has waited for another.
+    ``seconds``: job name -> wall time, and ``total``.
     """
     collections = [figures for each, figures in results.values() if isinstance(each, CollectSpec)]
     return {
