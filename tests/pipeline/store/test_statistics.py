@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import random
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.store.rows import TokenRows
+from pipeline.store.shard import encode_shard
 from pipeline.store.statistics import (
     QUANTILE_ERROR,
     mean_norm,
@@ -24,6 +26,7 @@ from pipeline.store.statistics import (
     rms_norm,
     standard_deviation,
 )
+from pipeline.store.words import to_words
 from schemas.store import HookStatistics
 
 floats = st.floats(-1e4, 1e4, width=32, allow_subnormal=False)
@@ -151,3 +154,17 @@ def test_of_nothing_everything_is_nan() -> None:
     assert all(math.isnan(value) for value in (mean_norm(empty), rms_norm(empty), median_norm(empty)))
     assert np.isnan(standard_deviation(empty)).all()
     assert merge(empty, empty) == empty
+
+
+@given(rows=st.integers(0, 5000), width=st.integers(1, 900), num_nan=st.integers(0, 3), seed=st.integers(0, 99))
+@settings(max_examples=20, deadline=None)
+def test_threads_measure_the_same_bits(rows: int, width: int, num_nan: int, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    values = rng.standard_normal((rows, width), dtype=np.float32)
+    values[rng.integers(0, max(rows, 1), num_nan if rows else 0)] = np.nan
+    words = to_words(values, "bfloat16")
+    with ThreadPoolExecutor(3) as pool:
+        assert measure(words, "bfloat16", each=pool.map) == measure(words, "bfloat16")
+        if rows:
+            shared = encode_shard(words, 64, 64 * 80, "bf16", pool.map)
+            assert shared == encode_shard(words, 64, 64 * 80, "bf16")
