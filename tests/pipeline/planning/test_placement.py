@@ -7,11 +7,19 @@ from typing import Any
 
 import pytest
 
-from pipeline.planning.placement import ACTIVATIONS_SHARE, PROCESS_BYTES, Node, place
+from pipeline.planning import placement
+from pipeline.planning.placement import ACTIVATIONS_SHARE, Node, place
 from schemas.collect import CollectSpec
 from schemas.errors import ModelError, ResourceError
 
 LAYERS, WIDTH, VOCAB = 4, 16, 40
+PROCESS_BYTES = 1000
+
+
+@pytest.fixture(autouse=True)
+def _small_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that the weights of the tiny networks matter beside them."""
+    monkeypatch.setattr(placement, "PROCESS_BYTES", PROCESS_BYTES)
 
 
 @pytest.fixture(scope="module")
@@ -101,6 +109,13 @@ def test_a_pass_goes_on_as_it_was_begun(folders: dict[str, Path]) -> None:
     spec = spec_of(folders["llama"], gpus_per_worker=1)
     assert placed(spec, gpus, tensor_parallel=4) == ("tensor", 4)
     assert placed(spec, gpus, tensor_parallel=1) == ("stages", 2), "whole matrix products"
+
+
+def test_a_small_model_is_whole_where_memory_is_short_for_everything(
+    folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(placement, "PROCESS_BYTES", 1 << 30)
+    assert placed(spec_of(folders["llama"]), Node(1 << 29)) == ("replica", 1)
 
 
 def test_what_is_not_known_is_whole(folders: dict[str, Path]) -> None:
