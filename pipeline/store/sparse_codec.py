@@ -62,8 +62,8 @@ def decode(payload: Bytes, num_rows: int, width: int, dtype: np.dtype[Any]) -> W
     _require(len(payload) == size, f"{size} bytes for {count} words", len(payload))
     spare = num_words % 8
     _require(not spare or mask[-1] >> spare == 0, f"no bit behind word {num_words}", "some")
-    kept = np.empty(count, dtype=_BITS[dtype.itemsize])
-    kept.view(np.uint8)[:] = payload[end:]  # copied: words may lie at odd addresses in the payload
+    kept = np.zeros(count + 1, dtype=_BITS[dtype.itemsize])
+    kept[:count].view(np.uint8)[:] = payload[end:]  # copied: words may lie at odd addresses in the payload
     out = np.zeros(num_words, dtype=_BITS[dtype.itemsize])
     if count:
         _join(mask, kept, out)
