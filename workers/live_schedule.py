@@ -7,8 +7,8 @@ wherever it lies. So what is in memory is bounded, and nobody waits for a block 
 
 from __future__ import annotations
 
-Reader = tuple[int, int]
-"""(attempt at the training, rank); readers of an earlier attempt are gone."""
+Reader = tuple[int, int, int]
+"""(attempt at the training, rank, number of ranks); readers of an earlier attempt are gone."""
 
 
 class BlockSchedule:
@@ -27,8 +27,11 @@ class BlockSchedule:
 
     @property
     def low(self) -> int | None:
-        """The first unit that any reader still wants; None while there is no reader."""
-        return min(self._lows.values(), default=self._first)
+        """The first unit that any reader still wants; None while there is no reader. Until all ranks are there it is
+        the one that the first of them began with: the others begin there, too."""
+        if self._lows and len(self._lows) == next(iter(self._lows))[2]:
+            return min(self._lows.values())
+        return self._first
 
     def expect(self, unit: int) -> None:
         """Readers will come and begin here: until they do, blocks are made for them."""
@@ -42,7 +45,8 @@ class BlockSchedule:
             self._attempt = reader[0]
             self._lows.clear()
             self._awaited.clear()
-        self._first = None
+            self._first = unit
+        self._first = unit if self._first is None else min(self._first, unit)
         self._lows[reader] = min(self._lows.get(reader, unit), unit)
         if unit not in self.ready:
             self._awaited.add(unit)

@@ -22,6 +22,7 @@ from pipeline.collection.prepare import CollectPass, planned_rows, prepare, stor
 from pipeline.order.live import blocks_ahead
 from pipeline.planning.stages import Job, Stage
 from pipeline.tokens.table import TokenTable
+from pipeline.training.checkpoint import Checkpoints
 from schemas.collect import CollectSpec
 from schemas.errors import HeadworksError, JobError, ResourceError
 from schemas.train import TrainSpec
@@ -63,6 +64,8 @@ def run_stage(stage: Stage, cluster: Cluster, progress: Progress, recorded: Reco
     plan = replace(plan, spec=collection.model_copy(update={"workers": _shared(collection, stage.fed, cluster)}))
     name = f"headworks-exchange-{secrets.token_hex(8)}"
     exchange = _exchange(name, plan, stage.fed)
+    if not any(Checkpoints(training.output).steps() for training in stage.fed):
+        exchange.expect.remote(0)
     try:
         with JointProgress(progress) as joint:
             work = _work(stage, plan, table, replace(source, exchange=name), exchange, joint)

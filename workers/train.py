@@ -219,7 +219,7 @@ def _rank_loop(config: dict[str, Any]) -> dict[str, Any] | None:
     torch.set_num_threads(num_threads)
     world = TorchWorld()
     source: FeedSource | None = config["source"]
-    reader = (int(config["attempt"]), world.rank)
+    reader = (int(config["attempt"]), world.rank, world.size)
     summary = engine.train(
         spec,
         world,

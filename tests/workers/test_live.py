@@ -176,6 +176,7 @@ def test_deaths_change_no_byte(ray_cluster: object, make_job: Callable[..., dict
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 def test_a_collection_that_fails_ends_the_training(
     ray_cluster: object, make_job: Callable[..., dict[str, Any]]
 ) -> None:

@@ -19,38 +19,40 @@ def test_blocks_are_made_in_order_up_to_the_limit() -> None:
     schedule.expect(0)
     assert [schedule.next_unit() for _ in range(4)] == [0, 1, 2, None]
     assert schedule.made(0) == []
-    schedule.want((0, 0), 0)
-    assert schedule.done_before((0, 0), 1) == [0]
+    schedule.want((0, 0, 1), 0)
+    assert schedule.done_before((0, 0, 1), 1) == [0]
     assert [schedule.next_unit(), schedule.next_unit()] == [3, None]
 
 
 def test_the_slowest_rank_decides() -> None:
     schedule = BlockSchedule(NUM_UNITS, ahead=2)
     for rank in range(2):
-        schedule.want((0, rank), 0)
+        schedule.want((0, rank, 2), 0)
     for unit in (schedule.next_unit(), schedule.next_unit()):
         assert unit is not None
         schedule.made(unit)
-    assert schedule.done_before((0, 0), 2) == []
+    assert schedule.done_before((0, 0, 2), 2) == []
     assert schedule.next_unit() is None
-    assert schedule.done_before((0, 1), 1) == [0]
+    assert schedule.done_before((0, 1, 2), 1) == [0]
     assert schedule.next_unit() == 2
 
 
 def test_a_new_attempt_forgets_the_readers_before_it() -> None:
     schedule = BlockSchedule(NUM_UNITS, ahead=2)
-    schedule.want((0, 0), 0)
-    schedule.want((0, 1), 9)
-    assert schedule.want((1, 0), 6)
+    schedule.want((0, 0, 2), 0)
+    schedule.want((0, 1, 2), 9)
+    assert schedule.want((1, 0, 2), 6)
     assert schedule.low == 6
-    assert not schedule.want((0, 1), 9)
+    assert schedule.done_before((1, 0, 2), 9) == []
+    assert schedule.low == 6  # the other rank has yet to come
+    assert not schedule.want((0, 1, 2), 9)
     assert [schedule.next_unit(), schedule.next_unit(), schedule.next_unit()] == [6, 7, None]
 
 
 def test_what_somebody_waits_for_is_made_wherever_it_lies() -> None:
     schedule = BlockSchedule(NUM_UNITS, ahead=1)
-    schedule.want((0, 0), 5)
-    schedule.want((0, 0), 8)
+    schedule.want((0, 0, 1), 5)
+    schedule.want((0, 0, 1), 8)
     schedule.need(2)
     assert sorted(filter(None, [schedule.next_unit() for _ in range(5)])) == [2, 5, 8]
     assert schedule.made(2) == [2]  # known, and wanted by nobody
@@ -58,7 +60,7 @@ def test_what_somebody_waits_for_is_made_wherever_it_lies() -> None:
 
 def test_a_lost_or_failed_block_is_made_again() -> None:
     schedule = BlockSchedule(NUM_UNITS, ahead=1)
-    schedule.want((0, 0), 4)
+    schedule.want((0, 0, 1), 4)
     assert schedule.next_unit() == 4
     schedule.failed(4)
     assert schedule.next_unit() == 4
@@ -97,10 +99,10 @@ def test_every_reader_gets_every_unit_and_memory_is_bounded(
         if place[rank] < len(cuts) - 1:
             units = range(cuts[place[rank]], cuts[place[rank] + 1])
             for unit in units:
-                assert schedule.want((attempt, rank), unit)
+                assert schedule.want((attempt, rank, num_ranks), unit)
             if all(unit in schedule.ready for unit in units):
                 place[rank] += 1
-                schedule.done_before((attempt, rank), cuts[place[rank]])
+                schedule.done_before((attempt, rank, num_ranks), cuts[place[rank]])
         if (unit := schedule.next_unit()) is not None:
             making.append(unit)
         if making and random.random() < 0.7:
