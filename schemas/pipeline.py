@@ -26,7 +26,7 @@ class ClusterSpec(Spec):
     num_cpus: Annotated[int, Field(ge=0)] = 0
     """CPU cores to use; 0: all of this machine."""
     object_store_memory: ByteSize = 256 * 2**20
-    """Shared memory for Ray's object store; receipts are small, so little is needed."""
+    """Shared memory for Ray's object store: for blocks of rows of feeds ``live`` and ``tee``; little otherwise."""
 
 
 class PipelineSpec(Spec):
@@ -37,7 +37,7 @@ class PipelineSpec(Spec):
     name: Name = "pipeline"
     """Name of the run."""
     jobs: Annotated[list[Job], Field(min_length=1)]
-    """The jobs, run one after the other."""
+    """The jobs, run one after the other; a training that is fed while its store is collected runs with that."""
     cluster: ClusterSpec = ClusterSpec()
     """The Ray that is started where no address is given."""
     output: Url
