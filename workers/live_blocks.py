@@ -169,7 +169,8 @@ class TeeBlocks(_HeldBlocks):
         """See ``Blocks``."""
         while not stop.is_set():
             with self._lock:
-                if unit in self._held:
+                # Later epochs are all the ledger's: asking for each of their chunks would cost more than reading it.
+                if unit in self._held or self._ledger.knows(unit):
                     return True
                 block = asked(self._exchange.offered.remote(self._reader, unit))
                 rows = _rows_of(block, self._ledger.hook_points) if block else None

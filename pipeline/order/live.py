@@ -73,6 +73,10 @@ class LedgerBlocks:
             return True
         return self._waited_for(lambda: self.is_there(unit) or None, stop) is not None
 
+    def knows(self, unit: int) -> bool:
+        """Whether a unit was found there before; no look."""
+        return unit in self._there
+
     def is_there(self, unit: int) -> bool:
         """One look, without waiting."""
         store = self._open()
