@@ -27,6 +27,7 @@ from schemas.store import Manifest
 from workers.collector import Collector
 from workers.controller import Controller
 from workers.execution import Execution, Figures
+from workers.placing import placed
 from workers.pool import Loaded, WorkerPool, num_workers
 from workers.progress import Progress
 from workers.set_aside import GivenUp, given_up
@@ -98,7 +99,7 @@ def _collected(
     actor_class: type[Collector],
 ) -> tuple[list[Pending], Manifest]:
     """Carry out the plan, and anew where jobs that write to the store at the same time have changed what it must be."""
-    passes = prepare(spec, table)
+    passes = placed(prepare(spec, table), progress)
     while True:
         try:
             # A store that lacks nothing may be one that this job cannot write to.
@@ -114,7 +115,7 @@ def _collected(
                 keep_as_wished(Objects(spec.output), spec.retention)
             return passes, manifests[-1]
         except (IncompleteError, MismatchError) as error:
-            again = prepare(spec, table)
+            again = placed(prepare(spec, table), progress)
             if _plan(again) == _plan(passes):
                 raise
             progress.note(f"{spec.name}: another job has added to the store meanwhile, going on with what is left")

@@ -19,6 +19,7 @@ import torch
 from pipeline.collection.overlap import OverlappedCollector
 from pipeline.collection.prepare import CollectPass
 from pipeline.collection.unit import UnitCollector
+from pipeline.collection.unit_run import Collected
 from pipeline import logs
 from pipeline.models.hooks import is_gradient
 from pipeline.models.utilisation import flop_per_token, peak_flop_per_s
@@ -43,7 +44,7 @@ class Collector:
     def __init__(self, name: str) -> None:
         self._name = name
         self._collector: UnitCollector | None = None
-        self._stages: OverlappedCollector | None = None
+        self._stages: OverlappedCollector[Collected] | None = None
         self._opening = threading.Lock()
 
     def load(self, one: CollectPass, num_threads: int) -> Loaded:
@@ -77,7 +78,7 @@ class Collector:
         seconds = {**collected.seconds, "total": time.perf_counter() - started}
         return Receipt(unit, entry.num_rows, size_bytes, attempt, seconds)
 
-    def _overlapped(self) -> OverlappedCollector:
+    def _overlapped(self) -> OverlappedCollector[Collected]:
         """The stages, whose threads end with the process."""
         assert self._collector is not None, "load comes first"
         with self._opening:

@@ -41,8 +41,17 @@ def start_replica(
     """Start a replica and have it load ``job``, which is picklable.
 
     ``actor_class`` has ``load(job, num_threads)``, and a method called ``task`` that takes a unit and the number of the
-    attempt and returns when the unit is committed. ``calls_at_once`` of them run at a time, in threads.
+    attempt and returns when the unit is committed. ``calls_at_once`` of them run at a time, in threads. Where the
+    placement is of several processes, ``job`` is a ``CollectPass`` and these are not asked for.
     """
+    if limits.placement == "stages":
+        from workers.replica_stages import start_stages
+
+        return start_stages(name, job, limits)
+    if limits.placement == "tensor":
+        from workers.replica_tensor import start_ranks
+
+        return start_ranks(name, job, limits)
     num_threads = max(1, int(limits.cpus_per_worker))
     options = {**actor_options(limits), "max_concurrency": calls_at_once}
     actor: Any = ray.remote(actor_class).options(**options).remote(name)
