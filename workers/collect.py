@@ -24,11 +24,12 @@ from pipeline.tokens.table import TokenTable, build_table
 from schemas.collect import CollectSpec
 from schemas.errors import IncompleteError, MismatchError
 from schemas.store import Manifest
+from workers.capacity import num_workers
 from workers.collector import Collector
 from workers.controller import Controller
 from workers.execution import Execution, Figures
 from workers.placing import placed
-from workers.pool import Loaded, WorkerPool, num_workers
+from workers.pool import Loaded, WorkerPool
 from workers.progress import Progress
 from workers.set_aside import GivenUp, given_up
 from workers.stage_totals import StageTotals

@@ -16,14 +16,16 @@ from dataclasses import dataclass
 
 import torch
 
+from pipeline import logs
 from pipeline.collection.overlap import OverlappedCollector
 from pipeline.collection.prepare import CollectPass
+from pipeline.collection.seconds import steps_done
 from pipeline.collection.unit import UnitCollector
 from pipeline.collection.unit_run import Collected
-from pipeline import logs
 from pipeline.models.hooks import is_gradient
 from pipeline.models.utilisation import flop_per_token, peak_flop_per_s
 from workers.pool import Loaded
+from workers.pulse import Pulse, pulse_here
 
 
 @dataclass(frozen=True)
@@ -77,6 +79,10 @@ class Collector:
         size_bytes = sum(receipt.size_bytes for receipt in entry.objects.values())
         seconds = {**collected.seconds, "total": time.perf_counter() - started}
         return Receipt(unit, entry.num_rows, size_bytes, attempt, seconds)
+
+    def pulse(self) -> Pulse:
+        """How this process gets on."""
+        return pulse_here(steps_done())
 
     def _overlapped(self) -> OverlappedCollector[Collected]:
         """The stages, whose threads end with the process."""

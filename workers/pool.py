@@ -2,16 +2,28 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass, field
 from typing import Any
 
 import ray
 from ray import exceptions
 
+from pipeline.logs import redacted
 from schemas.collect import CollectWorkers
-from schemas.errors import ResourceError
-from workers.cluster import total_resources
-from workers.decisions import Event, UnitCommitted, UnitFailed, WorkerDied, WorkerFailed, WorkerReady
+from workers.capacity import Capacity
+from workers.cluster import living_nodes
+from workers.decisions import (
+    CapacityChanged,
+    Event,
+    UnitCommitted,
+    UnitFailed,
+    WorkerDied,
+    WorkerEvent,
+    WorkerFailed,
+    WorkerReady,
+)
+from workers.pulse import Pulses
 from workers.replica import Replica, start_replica
 
 POLL_INTERVAL_S = 1.0
@@ -33,43 +45,39 @@ class Loaded:
     peak_source: str = ""
 
 
-def num_workers(limits: CollectWorkers) -> int:
-    """Model replicas to start: as the spec says, else as many as the cluster holds.
-
-    Raises:
-        ResourceError: the cluster cannot hold a single one.
-    """
-    if limits.num_workers:
-        return limits.num_workers
-    have = total_resources()
-    fits = [have.get("CPU", 0.0) / limits.cpus_per_worker]
-    if limits.gpus_per_worker:
-        fits.append(have.get("GPU", 0.0) / limits.gpus_per_worker)
-    if min(fits) < 1:
-        raise ResourceError(
-            f"one worker needs {limits.cpus_per_worker:g} CPUs and {limits.gpus_per_worker:g} GPUs, the whole cluster "
-            f"has {have.get('CPU', 0):g} and {have.get('GPU', 0):g}. Lower workers.cpus_per_worker or "
-            "workers.gpus_per_worker, or set workers.num_workers to wait for a cluster that grows."
-        )
-    return int(min(fits))
+_LOAD, _PING = -1, -2
+"""What a call is for that is for no unit."""
+DOUBT_S = 60.0
+"""How long Ray may take to find out whether a process that it cannot reach is dead, and its node with it."""
+_PAUSE_S = 0.2
 
 
 @dataclass(frozen=True)
 class _Call:
-    """What a reference will answer: the load of a worker (``unit`` -1) or a unit."""
+    """What a reference will answer: the load of a worker (``_LOAD``), whether it lives (``_PING``), or a unit."""
 
     worker: int
-    unit: int = -1
+    unit: int = _LOAD
     is_answer: bool = True
     """False of a member of the replica that works on the same call: only its failure is of interest."""
 
 
 @dataclass(frozen=True)
+class _Started:
+    """A live worker."""
+
+    replica: Replica
+    nodes: frozenset[str]
+    """All that lived when it was started."""
+
+
+@dataclass
 class WorkerPool:
     """Live handles and what they were asked. Turns Ray's answers into events; decides nothing.
 
-    Workers are of any class whose ``load(job, num_threads)`` makes them ready, and whose method ``task``, called with a
-    unit and the number of the attempt, returns when the unit is committed.
+    Workers are of any class whose ``load(job, num_threads)`` makes them ready, whose method ``task``, called with a
+    unit and the number of the attempt, returns when the unit is committed, and whose ``pulse()`` tells at any time how
+    many steps they have done.
     """
 
     job: Any
@@ -79,25 +87,43 @@ class WorkerPool:
     task: str
     calls_at_once: int = 1
     """Units that a worker is at work on at a time, each in a thread of its own; more wait."""
-    _replicas: dict[int, Replica] = field(default_factory=dict)
+    _workers: dict[int, _Started] = field(default_factory=dict)
     _calls: dict[Any, _Call] = field(default_factory=dict)
+    _doubts: dict[int, float] = field(default_factory=dict)
+    """worker -> since when it cannot be reached."""
+
+    def __post_init__(self) -> None:
+        self._pulses = Pulses(self.limits.lease_timeout_s)
+        self._capacity = Capacity(self.limits)
 
     def start(self, worker: int) -> None:
         """Start a replica and have it load; ``wait`` tells when it has."""
         name = f"{self.actor_class.__name__.lower()}-{worker}"
+        nodes = _living()
         replica = start_replica(
             name, self.job, self.limits, self.actor_class, self.task, calls_at_once=self.calls_at_once
         )
-        self._replicas[worker] = replica
+        self._workers[worker] = _Started(replica, nodes)
         self._expect(replica.loading, worker)
+        self._pulses.begin(worker, replica.pulses())
 
     def lease(self, worker: int, unit: int, attempt: int) -> None:
         """Hand a unit to a worker, behind those that it has."""
-        self._expect(self._replicas[worker].compute(unit, attempt), worker, unit)
+        if not self._has_units(worker):
+            self._pulses.got_on(worker)
+        self._expect(self._workers[worker].replica.compute(unit, attempt), worker, unit)
 
     def wait(self, timeout_s: float) -> list[tuple[Event, Any]]:
         """What has happened, with the answer of a call that succeeded; empty when nothing did within the time."""
+        events = self._unasked()
+        if events:
+            return [(event, None) for event in events]
+        if not self._calls:
+            time.sleep(timeout_s)
+            return []
         ready, _ = ray.wait(list(self._calls), num_returns=1, timeout=timeout_s)
+        if ready and len(self._calls) > 1:  # whatever else has come: one look at all of them costs what one unit does
+            ready, _ = ray.wait(list(self._calls), num_returns=len(self._calls), timeout=0)
         answers = [self._answer(reference) for reference in ready if reference in self._calls]
         return [answer for answer in answers if answer is not None]
 
@@ -105,48 +131,103 @@ class WorkerPool:
         """End a worker and forget what it was asked."""
         for reference in [reference for reference, call in self._calls.items() if call.worker == worker]:
             del self._calls[reference]
-        if replica := self._replicas.pop(worker, None):
-            replica.kill()
+        self._pulses.end(worker)
+        self._doubts.pop(worker, None)
+        if started := self._workers.pop(worker, None):
+            started.replica.kill()
 
     def shutdown(self) -> None:
         """End all workers at once. What they have not committed is computed again by the next run."""
-        for worker in list(self._replicas):
+        for worker in list(self._workers):
             self.stop(worker)
 
-    def _expect(self, references: list[Any], worker: int, unit: int = -1) -> None:
+    def _unasked(self) -> list[Event]:
+        """What no call tells: workers that do not get on, and another size of the cluster."""
+        events: list[Event] = []
+        self._pulses.look(lambda worker: self._workers[worker].replica.pulses())
+        for worker, reason in self._pulses.hung(self._has_units):
+            self.stop(worker)
+            events.append(WorkerDied(worker, reason))
+        if (number := self._capacity.changed()) is not None:
+            events.append(CapacityChanged(number))
+        return events
+
+    def _has_units(self, worker: int) -> bool:
+        return any(call.worker == worker and call.unit >= 0 for call in self._calls.values())
+
+    def _expect(self, references: list[Any], worker: int, unit: int = _LOAD) -> None:
         first, *others = references
         self._calls[first] = _Call(worker, unit)
         self._calls.update({other: _Call(worker, unit, is_answer=False) for other in others})
 
-    def _answer(self, reference: Any) -> tuple[Event, Any] | None:
+    def _answer(self, reference: Any) -> tuple[WorkerEvent, Any] | None:
         call = self._calls.pop(reference)
         try:
             answer = ray.get(reference)
-        except exceptions.RayTaskError as error:
-            return self._failed(call, error.cause if isinstance(error.cause, Exception) else error), None
         except exceptions.RayError as error:
-            return self._failed(call, error), None
+            event = self._went_wrong(call, error)
+            return None if event is None else (event, None)
+        self._pulses.got_on(call.worker)
+        if call.unit == _PING:
+            # It is there again, but nobody knows what became of the calls that were lost.
+            return self._died(call.worker, TimeoutError("it could not be reached for a while")), None
         if not call.is_answer:
             return None
-        if call.unit < 0:
-            return WorkerReady(call.worker), answer
-        return UnitCommitted(call.worker, call.unit), answer
+        return (WorkerReady(call.worker) if call.unit == _LOAD else UnitCommitted(call.worker, call.unit)), answer
 
-    def _failed(self, call: _Call, error: Exception) -> Event:
-        if isinstance(error, exceptions.RayActorError):
-            # Not reachable is as good as dead: the unit may be computed twice, but it is committed once. Where a member
-            # of the replica met the death of another, the replica is dead as well.
-            self.stop(call.worker)
-            return WorkerDied(call.worker, _first_line(error))
+    def _went_wrong(self, call: _Call, error: exceptions.RayError) -> WorkerEvent | None:
+        match error:
+            case exceptions.RayTaskError():
+                return self._raised(call, error)
+            case exceptions.ActorUnavailableError():
+                return self._unreachable(call.worker, error)
+            case exceptions.RayActorError():
+                return self._died(call.worker, error)
+            case _:
+                return self._failed(call, error)
+
+    def _raised(self, call: _Call, error: exceptions.RayTaskError) -> WorkerEvent:
+        if isinstance(error.cause, exceptions.RayActorError):
+            # A member of the replica met the death of another: the replica is dead as well.
+            return self._died(call.worker, error.cause)
+        cause = error.cause if isinstance(error.cause, Exception) else error
+        return self._failed(call, cause, traceback=str(error))
+
+    def _failed(self, call: _Call, error: Exception, traceback: str = "") -> WorkerEvent:
         # What the replica's other members say of the same call is no news.
         same = [other for other, one in self._calls.items() if (one.worker, one.unit) == (call.worker, call.unit)]
         for other in same:
             del self._calls[other]
-        return _raised(call, error)
+        self._pulses.got_on(call.worker)
+        if call.unit < 0:
+            return WorkerFailed(call.worker, error)
+        return UnitFailed(call.worker, call.unit, error, redacted(traceback))
+
+    def _unreachable(self, worker: int, error: Exception) -> WorkerEvent | None:
+        """Dead, or not yet known to be. Its units stay with it until that is known, so that blame falls right."""
+        since_s = self._doubts.setdefault(worker, time.monotonic())
+        if self._has_lost_its_node(worker) or time.monotonic() - since_s > DOUBT_S:
+            return self._died(worker, error)
+        if not any(call.worker == worker and call.unit == _PING for call in self._calls.values()):
+            time.sleep(_PAUSE_S)
+            for reference in self._workers[worker].replica.pulses():
+                self._calls[reference] = _Call(worker, _PING)
+        return None
+
+    def _died(self, worker: int, error: Exception) -> WorkerDied:
+        # Not reachable is as good as dead: the unit may be computed twice, but it is committed once.
+        is_preempted = bool(getattr(error, "preempted", False)) or self._has_lost_its_node(worker)
+        self.stop(worker)
+        return WorkerDied(worker, _first_line(error), is_preempted)
+
+    def _has_lost_its_node(self, worker: int) -> bool:
+        """Whether a node has gone that the worker runs on; on which it never said, any that was there."""
+        nodes = self._pulses.nodes(worker) or self._workers[worker].nodes
+        return not _living().issuperset(nodes)
 
 
-def _raised(call: _Call, error: Exception) -> Event:
-    return WorkerFailed(call.worker, error) if call.unit < 0 else UnitFailed(call.worker, call.unit, error)
+def _living() -> frozenset[str]:
+    return frozenset(str(node["NodeID"]) for node in living_nodes())
 
 
 def _first_line(error: Exception) -> str:

@@ -16,6 +16,7 @@ import ray
 
 from schemas.collect import CollectWorkers
 from workers.cluster import NAMESPACE
+from workers.pulse import GROUP
 
 FORWARDED = ("HEADWORKS_ALLOWED_IMPORTS", "HEADWORKS_LOG", "HF_HUB_OFFLINE")
 """Variables of the driver that workers must agree with it on. Paths are not among them: nodes have their own."""
@@ -30,6 +31,9 @@ class Replica(Protocol):
 
     def compute(self, unit: int, attempt: int) -> list[Any]:
         """Begin a unit, behind those that the replica has; the first reference gives its receipt once it is there."""
+
+    def pulses(self) -> list[Any]:
+        """References of a ``Pulse`` of every process, which answers whatever it computes."""
 
     def kill(self) -> None:
         """End every process of the replica and give back where they were placed. May be called again."""
@@ -54,7 +58,8 @@ def start_replica(
         return start_ranks(name, job, limits)
     num_threads = max(1, int(limits.cpus_per_worker))
     options = {**actor_options(limits), "max_concurrency": calls_at_once}
-    actor: Any = ray.remote(actor_class).options(**options).remote(name)
+    remote: Any = ray.remote(concurrency_groups={GROUP: 1})(actor_class)  # type: ignore[call-overload]
+    actor = remote.options(**options).remote(name)
     return _OneActor(actor, task, [actor.load.remote(job, num_threads)])
 
 
@@ -69,8 +74,16 @@ class _OneActor:
     def compute(self, unit: int, attempt: int) -> list[Any]:
         return [getattr(self.actor, self.task).remote(unit, attempt)]
 
+    def pulses(self) -> list[Any]:
+        return [pulse_of(self.actor)]
+
     def kill(self) -> None:
         ray.kill(self.actor, no_restart=True)
+
+
+def pulse_of(actor: Any) -> Any:
+    """Reference of the pulse of a process that was started with the concurrency group ``GROUP``."""
+    return actor.pulse.options(concurrency_group=GROUP).remote()
 
 
 def actor_options(limits: CollectWorkers) -> dict[str, Any]:

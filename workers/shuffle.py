@@ -23,10 +23,12 @@ from pipeline.store.leases import held
 from pipeline.store.objects import Objects
 from schemas.collect import CollectWorkers
 from schemas.shuffle import ShuffleSpec
+from workers.capacity import num_workers
 from workers.controller import Controller
 from workers.execution import Execution, Figures
-from workers.pool import Loaded, WorkerPool, num_workers
+from workers.pool import Loaded, WorkerPool
 from workers.progress import Progress
+from workers.pulse import Pulse, pulse_here
 from workers.set_aside import GivenUp, given_up
 from workers.telemetry import Telemetry
 
@@ -60,6 +62,10 @@ class Shuffler:
         """One task; returns when its run exists or its units are in the ledger."""
         assert self._shuffling is not None, "load comes first"
         return self._shuffling.do(self._level, task, attempt=attempt)
+
+    def pulse(self) -> Pulse:
+        """A task has no steps to count: seconds of the processor tell that it gets on."""
+        return pulse_here(int(time.process_time()))
 
 
 def run_shuffle(

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
-# The faults here and the small job of the collection tests; test modules have no packages, so the path finds them.
+# The faults here, the small jobs and the failing storage of other tests; test modules have no packages, so the path
+# finds them.
 _PIPELINE = Path(__file__).parents[1] / "pipeline"
-sys.path[:0] = [str(Path(__file__).parent), str(_PIPELINE / "collection"), str(_PIPELINE / "shuffling")]
+sys.path[:0] = [str(Path(__file__).parent), *(str(_PIPELINE / name) for name in ("collection", "shuffling", "store"))]
 
 
 @pytest.fixture(scope="session")

@@ -1,7 +1,8 @@
-"""Collectors that fail on purpose, each fault once: for tests, never imported by the project.
+"""Workers that fail on purpose, each fault once: for tests, never imported by the project.
 
 The plan of faults is a folder of empty files ``armed.FAULT.UNIT``; one that has struck is renamed, so that the worker
-that takes over does not meet it again.
+that takes over does not meet it again. ``VICTIM.POINT`` as FAULT kills a process at a point of a unit: that of the
+worker itself, its node's raylet, or the controller or driver, whose numbers lie in ``pid.VICTIM``.
 """
 
 from __future__ import annotations
@@ -9,15 +10,21 @@ from __future__ import annotations
 import os
 import signal
 import time
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from pipeline.collection.prepare import CollectPass
 from pipeline.store.objects import Objects
 from schemas.errors import ResourceError
-from workers.collector import Collector, Receipt
 from workers.pool import Loaded
+
+if TYPE_CHECKING:  # torch is imported only where a model is run
+    from pipeline.collection.prepare import CollectPass
+    from workers.collector import Collector, Receipt
+
+VICTIMS = ("worker", "node", "controller", "driver")
+POINTS = ("before_encode", "mid_write", "before_ledger", "after_ledger")
 
 
 def fires(folder: Path, fault: str, unit: int) -> bool:
@@ -33,8 +40,22 @@ def die() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
+def strike(folder: Path, point: str, unit: int) -> None:
+    """Kill whoever is to die at this point of this unit."""
+    if fires(folder, point, unit) or fires(folder, f"worker.{point}", unit):
+        die()
+    if fires(folder, f"node.{point}", unit):
+        if not (folder / f"keep.{os.getppid()}").exists():  # the head, without which there is no cluster
+            os.kill(os.getppid(), signal.SIGKILL)
+        die()
+    for victim in ("controller", "driver"):
+        if fires(folder, f"{victim}.{point}", unit):
+            with suppress(ProcessLookupError, FileNotFoundError):
+                os.kill(int((folder / f"pid.{victim}").read_text()), signal.SIGKILL)
+
+
 class DeadlyObjects(Objects):
-    """Storage at whose door the process may die."""
+    """Storage at whose door processes may die."""
 
     def __init__(self, url: str, folder: Path) -> None:
         super().__init__(url)
@@ -42,13 +63,13 @@ class DeadlyObjects(Objects):
 
     def create(self, key: str, data: Any) -> bool:
         unit = unit_of(key)
-        if key.startswith("ledger/") and fires(self._folder, "before_ledger", unit):
-            die()
+        if key.startswith("ledger/"):
+            strike(self._folder, "before_ledger", unit)
         made = super().create(key, data)
-        if key.startswith("activations/") and "/c/" in key and fires(self._folder, "mid_write", unit):
-            die()
-        if key.startswith("ledger/") and fires(self._folder, "after_ledger", unit):
-            die()
+        if key.startswith("activations/") and "/c/" in key:
+            strike(self._folder, "mid_write", unit)
+        if key.startswith("ledger/"):
+            strike(self._folder, "after_ledger", unit)
         return made
 
 
@@ -61,6 +82,7 @@ def unit_of(key: str) -> int:
 
 def faulty_collector(folder: Path, pause_s: float = 0.0) -> type[Collector]:
     """A collector class that meets the faults armed in ``folder``; workers unpickle it by value."""
+    from workers.collector import Collector
 
     class FaultyCollector(Collector):
         def load(self, one: CollectPass, num_threads: int) -> Loaded:
@@ -73,8 +95,7 @@ def faulty_collector(folder: Path, pause_s: float = 0.0) -> type[Collector]:
             return loaded
 
         def collect(self, unit: int, attempt: int) -> Receipt:
-            if fires(folder, "before_forward", unit):
-                die()
+            strike(folder, "before_encode", unit)
             if fires(folder, "error", unit):
                 raise RuntimeError(f"a passing trouble in unit {unit}")
             time.sleep(pause_s)
@@ -85,6 +106,7 @@ def faulty_collector(folder: Path, pause_s: float = 0.0) -> type[Collector]:
 
 def failing_collector(error: str) -> type[Collector]:
     """Loads nothing and fails each unit with a ``ResourceError`` (``full``) or a ``RuntimeError``."""
+    from workers.collector import Collector
 
     class FailingCollector(Collector):
         def load(self, one: CollectPass, num_threads: int) -> Loaded:

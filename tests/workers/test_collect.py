@@ -29,8 +29,9 @@ from pipeline.store.sweep import sweep
 from schemas.collect import CollectSpec
 from schemas.errors import BusyError, HookPointError, JobError, MismatchError, MissingError, ResourceError
 from schemas.set_aside import SetAsideRecord
+from workers.capacity import num_workers
 from workers.cluster import Cluster
-from workers.collect import num_workers, run_collect
+from workers.collect import run_collect
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
 # The workers have no path to this folder.
@@ -111,7 +112,7 @@ def test_the_store_is_that_of_one_process_and_a_rerun_computes_nothing(
 def test_a_kill_at_any_point_of_a_unit_changes_nothing(
     make_spec: Callable[..., CollectSpec], tmp_path: Path, folder: Path, undisturbed: Path
 ) -> None:
-    armed = [("before_forward", 1), ("mid_write", 4), ("before_ledger", 7), ("after_ledger", 10), ("error", 12)]
+    armed = [("before_encode", 1), ("mid_write", 4), ("before_ledger", 7), ("after_ledger", 10), ("error", 12)]
     for fault, unit in armed:
         (folder / f"armed.{fault}.{unit}").touch()
     spec = make_spec(tmp_path / "store")
