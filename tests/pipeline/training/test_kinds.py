@@ -88,7 +88,7 @@ class Killed(BaseException):
 
 
 def test_every_kind_learns_and_goes_on_bit_by_bit(make_spec: MakeSpec) -> None:
-    whole = spec_of(make_spec, "whole", num_epochs=3)
+    whole = spec_of(make_spec, "whole", num_epochs=2)
     engine.train(whole, SingleWorld())
     lines = [
         json.loads(line)["dictionaries"] for line in (Path(whole.output) / "metrics.jsonl").read_text().splitlines()
@@ -98,11 +98,11 @@ def test_every_kind_learns_and_goes_on_bit_by_bit(make_spec: MakeSpec) -> None:
         assert last["fvu"] < 0.85 * first["fvu"], (name, first, last)
         assert last["l0"] > 0.5, name
 
-    killed = spec_of(make_spec, "killed", num_epochs=3)
+    killed = spec_of(make_spec, "killed", num_epochs=2)
 
     def kill(record: dict[str, Any]) -> None:
         # After the second resampling of one kind and a change of p of another.
-        if record["step"] >= 40:
+        if record["step"] >= 30:
             raise Killed
 
     with pytest.raises(Killed):
