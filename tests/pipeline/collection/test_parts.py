@@ -22,6 +22,7 @@ from pipeline.models.stages import StageForward
 from pipeline.models.stages_load import load_stage
 from pipeline.store.reader import Store
 from schemas.collect import CollectSpec
+from schemas.errors import MismatchError
 
 HOOKS = ["blocks.0.hook_resid_pre", "blocks.0.hook_mlp_out", "blocks.1.hook_mlp_in", "blocks.1.hook_resid_post"]
 
@@ -161,3 +162,22 @@ def test_stages_write_the_store_of_one_process(spec: CollectSpec, tmp_path: Path
     last.whole.finish()
     assert digests(tmp_path / "two") == digests(tmp_path / "one")
     assert Store.open(staged.output).verify(deep=True) == []
+
+
+def test_hook_points_go_on_with_as_many_processes_as_matrix_products_were_split_over(
+    spec: CollectSpec, model: Path, corpus: Path
+) -> None:
+    table = built_table(spec)
+    workers = {"placement": "tensor", "processes_per_replica": 2}
+    split = small_spec(model, corpus, Path(spec.output), hook_points=HOOKS, workers=workers)
+    (one,) = prepare(split, table)
+    whole = UnitCollector.open(one.of)
+    whole.collect(0)
+    (begun,) = prepare(spec, table)
+    assert begun.of.tensor_parallel == 2, "of placement auto"
+    assert 0 not in begun.units
+    assert whole.writer.pass_record.tensor_parallel == 2
+    for placement in ({"placement": "replica"}, {"placement": "tensor", "processes_per_replica": 4}):
+        other = small_spec(model, corpus, Path(spec.output), hook_points=HOOKS, workers=placement)
+        with pytest.raises(MismatchError, match=r"tensor_parallel: 2.*Choose placement tensor and processes_per_rep"):
+            prepare(other, table)
