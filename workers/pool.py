@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from dataclasses import dataclass, field
 from typing import Any
@@ -50,6 +51,8 @@ _LOAD, _PING = -1, -2
 DOUBT_S = 60.0
 """How long Ray may take to find out whether a process that it cannot reach is dead, and its node with it."""
 _PAUSE_S = 0.2
+_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
+"""Ray colours the names of tasks."""
 
 
 @dataclass(frozen=True)
@@ -191,7 +194,7 @@ class WorkerPool:
             # A member of the replica met the death of another: the replica is dead as well.
             return self._died(call.worker, error.cause)
         cause = error.cause if isinstance(error.cause, Exception) else error
-        return self._failed(call, cause, traceback=str(error))
+        return self._failed(call, cause, traceback=_COLOUR.sub("", str(error)))
 
     def _failed(self, call: _Call, error: Exception, traceback: str = "") -> WorkerEvent:
         # What the replica's other members say of the same call is no news.
