@@ -140,7 +140,7 @@ def test_the_death_of_a_stage_in_mid_run_changes_nothing(
 
     def kill_now_and_then() -> None:
         for num_units, which in ((1, 0), (3, -1)):
-            while len(list((tmp_path / "store").glob("ledger/*/*.json"))) < num_units or len(stages_alive()) < 2:
+            while len(list((tmp_path / "store" / "ledger").rglob("*.json"))) < num_units or len(stages_alive()) < 2:
                 if over.wait(0.02):
                     return
             victim = stages_alive()[which]
@@ -155,7 +155,7 @@ def test_the_death_of_a_stage_in_mid_run_changes_nothing(
     finally:
         over.set()
         killer.join()
-    assert killed
-    assert summary["worker_deaths"] == len(killed)
+    # The last kill may meet a job that has ended.
+    assert 1 <= summary["worker_deaths"] <= len(killed)
     require_same(tmp_path / "store", undisturbed)
     assert not stages_alive(), "the others of a replica end with the one that died"
