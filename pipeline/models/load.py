@@ -109,8 +109,15 @@ def backbone_of(module: nn.Module, kind: str = "") -> nn.Module:
     backbone: Any = module if is_whole else module.base_model
     if kind == "vision":
         backbone = getattr(backbone, "vision_model", backbone)
-    found: nn.Module = backbone.get_encoder() if getattr(backbone.config, "is_encoder_decoder", False) else backbone
+    found: nn.Module = backbone.get_encoder() if _has_decoder_besides(backbone) else backbone
     return found
+
+
+def _has_decoder_besides(model: Any) -> bool:
+    """Its configuration need not say so: that of a checkpoint of T5's encoder alone does not."""
+    return getattr(model.config, "is_encoder_decoder", False) or (
+        hasattr(model, "encoder") and hasattr(model, "decoder")
+    )
 
 
 def auto_class(spec: ModelSpec) -> Any:
@@ -259,7 +266,7 @@ def _refuse_missing(model: Any, report: dict[str, Any], said: str, spec: ModelSp
     prefix = "" if is_bare else f"{model.base_model_prefix}."
     # What such a checkpoint may lack, because nothing of it is ever run.
     unused = ("pooler.",) if is_bare else ()
-    if is_bare and getattr(model.config, "is_encoder_decoder", False):
+    if is_bare and _has_decoder_besides(model):
         unused = (*unused, "decoder.")
     needed = [key for key in report["missing_keys"] if not key.startswith(unused)]
     missing = sorted(key for key in needed if with_head or key.startswith(prefix))
