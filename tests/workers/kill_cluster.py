@@ -12,7 +12,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +24,6 @@ from pipeline.store.reader import Store
 from pipeline.store.sweep import sweep
 from schemas.collect import CollectWorkers
 
-NODE = {"num_cpus": 1, "object_store_memory": 80 * 2**20}
-# A dead node is noticed in seconds; a busy one has long enough to answer.
-HEALTH = {"health_check_initial_delay_ms": 0, "health_check_period_ms": 500, "health_check_timeout_ms": 5000,
-          "health_check_failure_threshold": 3}  # fmt: skip
 ANSWER_TIMEOUT_S = 120.0
 NUM_UNITS = 12
 
@@ -107,54 +103,72 @@ def _line(process: subprocess.Popen[str]) -> str:
 
 
 @dataclass
+class Nodes:
+    """The process that has the cluster, see ``kill_nodes``."""
+
+    process: subprocess.Popen[str]
+    address: str
+    head: int
+    """Process of the head's raylet."""
+
+    @classmethod
+    def start(cls) -> Nodes:
+        command = [sys.executable, str(Path(__file__).with_name("kill_nodes.py"))]
+        environment = os.environ | {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0"}
+        environment.pop("RAY_ADDRESS", None)
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+            env=environment,
+        )
+        return cls(process, **json.loads(_line(process)))
+
+    def tell(self, command: str) -> None:
+        """``fill NUMBER`` of nodes besides the head, ``add`` one, ``remove`` what was added."""
+        self.process.stdin.write(f"{command}\n")
+        self.process.stdin.flush()
+        assert _line(self.process) == "{}"
+
+    def close(self) -> None:
+        self.process.stdin.close()
+        self.process.wait(60)
+        self.process.stdout.close()
+
+
+@dataclass
 class KillCluster:
     """A head and further nodes, and a driver."""
 
-    cluster: Any
+    nodes: Nodes
     num_nodes: int
     driver: Driver
-    nodes: list[Any] = field(default_factory=list)
-
-    def fill(self) -> None:
-        """Start what nodes are missing."""
-        self.nodes = [node for node in self.nodes if _raylet(node).process.poll() is None]
-        while len(self.nodes) < self.num_nodes:
-            self.nodes.append(self.cluster.add_node(wait=False, **NODE))
 
     def run(self, job: KillJob, armed: list[Fault]) -> dict[str, Any]:
-        """Run the job under the faults to its end."""
+        """Run the job under the faults to its end, and start anew what nodes are missing then."""
         folder = Path(job.folder)
         folder.mkdir(parents=True)
-        (folder / f"keep.{_raylet(self.cluster.head_node).process.pid}").touch()
+        (folder / f"keep.{self.nodes.head}").touch()
         for fault in armed:
             (folder / f"armed.{fault.name}").touch()
         summary = self.driver.run(job)
-        self.fill()
+        self.nodes.tell(f"fill {self.num_nodes}")
         return summary
-
-
-def _raylet(node: Any) -> Any:
-    return node.all_processes["raylet"][0]
 
 
 @contextmanager
 def kill_cluster(num_nodes: int) -> Iterator[KillCluster]:
     """The head does not die: it keeps what the cluster knows of itself."""
-    from ray.cluster_utils import Cluster
-
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
-    cluster = Cluster(
-        initialize_head=True, head_node_args={**NODE, "_system_config": HEALTH, "include_dashboard": False}
-    )
-    driver = Driver(cluster.address)
+    nodes = Nodes.start()
+    driver = Driver(nodes.address)
     try:
-        one = KillCluster(cluster, num_nodes, driver)
-        one.fill()
-        yield one
+        nodes.tell(f"fill {num_nodes}")
+        yield KillCluster(nodes, num_nodes, driver)
     finally:
         driver.close()
-        cluster.shutdown()
+        nodes.close()
 
 
 def contents(url: str) -> dict[str, Any]:

@@ -67,6 +67,7 @@ def fired(folder: Path) -> set[str]:
     return {path.name.removeprefix("fired.") for path in (folder / "faults").glob("fired.*")}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", [5, 8, 14])
 def test_a_schedule_of_kills_changes_nothing(
     seed: int, cluster: KillCluster, tmp_path: Path, undisturbed: dict[str, Any]
@@ -157,7 +158,7 @@ def test_headworks_run_goes_on_without_its_driver_and_is_looked_on_again(
     spec = small_spec(model, corpus, tmp_path / "killed" / "store")
     (tmp_path / "spec.yaml").write_text(spec.model_dump_json())
     command = [str(Path(sys.executable).with_name("headworks")), "run", str(tmp_path / "spec.yaml"), "--json"]
-    command += ["--address", cluster.cluster.address]
+    command += ["--address", cluster.nodes.address]
     driver = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     wait_until(lambda: any(Objects(spec.output).list("ledger/")))
     driver.kill()
@@ -184,9 +185,9 @@ def test_workers_are_started_where_a_node_joins(cluster: KillCluster, tmp_path: 
     driver = threading.Thread(target=lambda: summary.update(cluster.run(job, [])))
     driver.start()
     wait_until(lambda: len(workers_of(job.store)) >= 2)
-    node = cluster.cluster.add_node(wait=False, num_cpus=1, object_store_memory=80 * 2**20)
+    cluster.nodes.tell("add")
     wait_until(lambda: len(workers_of(job.store)) >= 3)
-    cluster.cluster.remove_node(node, allow_graceful=False)
+    cluster.nodes.tell("remove")
     driver.join(120)
     assert summary["units"] == 150
     assert summary["preemptions"] == 1
