@@ -23,7 +23,7 @@ from pipeline.models.stages import split_layers
 from pipeline.models.tensor import require_plan
 from schemas.collect import CollectSpec, CollectWorkers, Placement
 from schemas.errors import ModelError, ResourceError
-from schemas.fields import format_bytes
+from schemas.fields import about_bytes
 
 PROCESS_BYTES = 1 << 30
 """What a process takes beside weights: the interpreter with torch and transformers, rows of units, small batches."""
@@ -103,7 +103,7 @@ def place(spec: CollectSpec, nodes: Sequence[Node], *, tensor_parallel: int = 0)
     if room == 0:
         return _unknown(workers, "no node has room yet")
     what = "a GPU" if workers.gpus_per_worker else "a node"
-    said = f"weights of {format_bytes(whole)}, {format_bytes(room)} on {what}"
+    said = f"weights of {about_bytes(whole)}, {about_bytes(room)} on {what}"
     if workers.placement == "auto" and (_taken(whole) <= room or whole <= room * _SMALL_SHARE):
         return Placed("replica", 1, f"the model fits ({said})")
     return _several(spec, _need(spec, whole), nodes, said, may_split=not tensor_parallel)
