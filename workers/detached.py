@@ -41,8 +41,9 @@ from workers.replica import FORWARDED
 RESTARTS = 100
 """How often Ray starts a dead controller again; those whose node was preempted do not count."""
 POLL_INTERVAL_S = 0.5
-STOP_TIMEOUT_S = 5.0
-"""How long Ctrl-C waits for the controller to say what is kept, before it is killed."""
+STOP_TIMEOUT_S = 2.0
+"""How long Ctrl-C waits for the controller to say what is kept, before it is killed. Ray kills a driver that it is to
+stop after 3 s, and nobody would then stop the controller."""
 _LINGER_S = 10.0
 """How long the actor stays after its end was seen, for other drivers that look on."""
 _UNSEEN_S = 3600.0
