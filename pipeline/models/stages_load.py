@@ -75,7 +75,9 @@ class _TakenOut:
         for index in range(len(blocks.layers)):
             if index not in layers:
                 self.take(blocks.layers, str(index))
-        if backbone is not whole:
+        # Files may have embeddings that the head shares under the head's name only.
+        is_shared = layers.start == 0 and bool(getattr(whole, "all_tied_weights_keys", {}))
+        if backbone is not whole and not is_shared:
             for name, child in list(whole.named_children()):
                 if all(module is not backbone for module in child.modules()):
                     self.take(whole, name)

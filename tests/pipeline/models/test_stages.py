@@ -12,6 +12,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
 from tiny_networks import CAUSAL, LAYERS, kind_of, save, token_ids
 from torch import Tensor, nn
 
@@ -218,6 +219,18 @@ def _least(sizes: list[int], num_stages: int) -> int:
         return sum(sizes)
     cuts = range(1, len(sizes) - num_stages + 2)
     return min(max(sum(sizes[:at]), _least(sizes[at:], num_stages - 1)) for at in cuts)
+
+
+def test_embeddings_that_are_saved_as_the_head_are_found(tmp_path: Path) -> None:
+    save("llama", tmp_path, tie_word_embeddings=True)
+    weights = load_file(tmp_path / "model.safetensors")
+    weights["lm_head.weight"] = weights.pop("model.embed_tokens.weight")
+    save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    spec, points = spec_of(tmp_path, "llama"), points_of(range(LAYERS))
+    ids, lengths = token_ids(), torch.tensor([9, 5, 2])
+    expected = ActivationForward(load_model(spec), points).run(ids, lengths)
+    found = Chain(spec, points, 2).run(ids, lengths)
+    assert all(torch.equal(found[name], expected[name]) for name in points)
 
 
 @pytest.mark.slow
