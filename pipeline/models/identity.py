@@ -71,7 +71,9 @@ def check_spec(spec: ModelSpec) -> ModelLocation:
     if location.kind != "python" and spec.arguments:
         raise ModelError(f"model.arguments are for python: paths only; {spec.path!r} takes none")
     if location.kind != "python" and spec.kind == "module":
-        raise ModelError(f"model.kind 'module' needs a python: path; {spec.path!r} is causal_lm, masked_lm, encoder or vision")
+        raise ModelError(
+            f"model.kind 'module' needs a python: path; {spec.path!r} is causal_lm, masked_lm, encoder or vision"
+        )
     return location
 
 
