@@ -105,6 +105,7 @@ def test_tensor_parallel_ranks_stay_within_the_bound_and_the_store_says_so(
     assert run_collect(split)["reused"], "auto goes on with what was begun"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("placement", "number", "said"),
     [
