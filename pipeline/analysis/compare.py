@@ -1,9 +1,9 @@
 """Two trained dictionaries on the same rows: do they know the same features?
 
-    1. eligible rows of the first one's store, a chunk at a time in a seeded order, until there are enough
-    2. both dictionaries encode them, each from its own store of the same token table
-    3. latents are paired by activation, see ``universality``
-    4. SVCCA and RSA of the pairs' decoder rows beside shuffled pairs; MMCS both ways where the spaces are the same
+1. eligible rows of the first one's store, a chunk at a time in a seeded order, until there are enough
+2. both dictionaries encode them, each from its own store of the same token table
+3. latents are paired by activation, see ``universality``
+4. SVCCA and RSA of the pairs' decoder rows beside shuffled pairs; MMCS both ways where the spaces are the same
 """
 
 from __future__ import annotations
