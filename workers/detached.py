@@ -282,12 +282,21 @@ class _Watching:
     def poll(self, handle: Any, *, shows: bool = True) -> JobState | None:
         """Ask once and show what is new; None while the actor is being started again. Raises ActorDiedError."""
         try:
-            state: JobState = ray.get(handle.poll.remote(self._life, self._num_notes, max(0, self._number)))
+            state: JobState = ray.get(self._asked(handle))
         except exceptions.ActorUnavailableError:
             return None
         if shows:
             self._show(state)
         return state
+
+    def _asked(self, handle: Any) -> Any:
+        try:
+            return handle.poll.remote(self._life, self._num_notes, max(0, self._number))
+        except Exception as error:
+            # Of an actor that the cluster has forgotten Ray says so in a bare Exception, and at once.
+            if "Can't find actor" not in str(error):
+                raise
+            raise exceptions.ActorDiedError from error
 
     def close(self) -> None:
         """End the display of the last task."""
