@@ -11,7 +11,7 @@ export RAY_ENABLE_UV_RUN_RUNTIME_ENV := 0
 export RAY_USAGE_STATS_ENABLED := 0
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: setup demo test test-slow check format bench peers lock clean
+.PHONY: setup demo test test-slow test-kills check format bench peers lock clean
 
 setup: $(READY)
 
@@ -31,7 +31,11 @@ test: setup
 	$(BIN)/python -m pytest -n $(TEST_JOBS) --dist loadfile
 
 test-slow: setup
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -n $(TEST_JOBS) --dist loadfile -m slow --timeout 900
+
+# Fifty random schedules of killed workers, nodes, controllers and drivers: a quarter of an hour.
+test-kills: setup
+	HEADWORKS_KILL_SCHEDULES=50 $(BIN)/python -m pytest tests/workers/test_kills.py -m slow --timeout 3600
 
 check: setup
 	$(BIN)/ruff check .

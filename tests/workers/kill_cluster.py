@@ -24,7 +24,7 @@ from pipeline.store.reader import Store
 from pipeline.store.sweep import sweep
 from schemas.collect import CollectWorkers
 
-ANSWER_TIMEOUT_S = 120.0
+ANSWER_TIMEOUT_S = 300.0
 NUM_UNITS = 12
 
 

@@ -105,7 +105,6 @@ def test_the_store_is_that_of_one_process_and_a_rerun_computes_nothing(
     assert again["units_reused"] == again["units"] == summary["units"]
     assert again["reused"]
     assert (again["tokens"], again["bytes"], again["tokens_computed"]) == (summary["tokens"], summary["bytes"], 0)
-    assert again["seconds"] < 5
     assert digests(tmp_path / "store") == before
 
 
@@ -141,7 +140,8 @@ def test_kills_at_random_moments_change_nothing(
     killer = threading.Thread(target=kill_now_and_then)
     killer.start()
     try:
-        spec = make_spec(tmp_path / "store")
+        # One unit may be hit every time.
+        spec = make_spec(tmp_path / "store", workers={"max_unit_deaths": 8})
         summary = run_collect(spec, actor_class=faults.faulty_collector(folder, pause_s=0.2))
     finally:
         over.set()
