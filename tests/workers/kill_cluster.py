@@ -201,7 +201,7 @@ def require_same(url: str, undisturbed: dict[str, Any], num_rows: int) -> None:
 
 def kill_job(folder: Path, store: str = "", *, num_units: int = NUM_UNITS, **workers: Any) -> KillJob:
     """With budgets that a schedule does not use up, and leases that end soon."""
-    limits = CollectWorkers(**{"lease_timeout_s": 4, "max_worker_deaths": 40, **workers})
+    limits = CollectWorkers(**{"lease_timeout_s": 12, "max_worker_deaths": 40, **workers})
     return KillJob(store or str(folder / "store"), str(folder / "faults"), num_units, limits, pause_s=0.03)
 
 
