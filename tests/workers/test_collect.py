@@ -245,6 +245,7 @@ def committed(spec: CollectSpec) -> list[str]:
     return list(Objects(spec.output).list("ledger/"))
 
 
+@pytest.mark.slow
 def test_nobody_sweeps_a_store_while_a_job_writes_to_it(
     make_spec: Callable[..., CollectSpec], tmp_path: Path, undisturbed: Path
 ) -> None:

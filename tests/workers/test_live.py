@@ -108,6 +108,7 @@ def require_gone(name: str) -> None:
         time.sleep(0.1)
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 def test_a_live_feed_writes_no_store_and_trains(ray_cluster: object, make_job: Callable[..., dict[str, Any]]) -> None:
     live = make_job("live", "live")

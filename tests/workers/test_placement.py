@@ -77,6 +77,7 @@ def test_stages_write_the_bytes_of_one_process(
     assert not [group for group in ray.util.placement_group_table().values() if group["state"] != "REMOVED"]
 
 
+@pytest.mark.slow
 def test_tensor_parallel_ranks_stay_within_the_bound_and_the_store_says_so(
     make_spec: Callable[..., CollectSpec], tmp_path: Path
 ) -> None:

@@ -82,6 +82,7 @@ class TestOvertaken:
     def by_value(self) -> None:
         ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
 
+    @pytest.mark.slow
     def test_a_job_that_adds_hook_points_ends_with_the_rows_that_another_added(
         self, make_spec: Callable[..., CollectSpec], path: list[str], tmp_path: Path
     ) -> None:

@@ -82,6 +82,7 @@ def mortal_shuffler(folder: Path) -> type[Shuffler]:
     return MortalShuffler
 
 
+@pytest.mark.slow
 def test_kills_at_any_point_of_a_task_change_nothing(source: str, tmp_path: Path, undisturbed: Path) -> None:
     armed = ["before_1.3", "mid_scatter.0", "error_1.9", "mid_gather.0", "after_0.7", "error_0.9"]
     for one in armed:
@@ -122,6 +123,7 @@ def test_a_task_that_always_fails_is_named_and_the_rest_is_kept(source: str, tmp
     assert objects_of(tmp_path / "store") == objects_of(undisturbed)
 
 
+@pytest.mark.slow
 def test_a_pipeline_trains_on_what_it_shuffled(source: str, tmp_path: Path) -> None:
     pipeline = {
         "kind": "pipeline",
