@@ -198,7 +198,7 @@ def run_detached(spec: CollectSpec | ShuffleSpec, work: Work, progress: Progress
                     raise JobError(f"{spec.name} was stopped by another driver; what was committed is kept")
                 return outcome.summary
             time.sleep(POLL_INTERVAL_S)
-    except exceptions.ActorDiedError as error:
+    except exceptions.RayActorError as error:
         raise JobError(
             f"{spec.name} is gone from the cluster: it was stopped, or its controller died for good. What was "
             f"committed is kept; run again to go on. ({error})"
@@ -294,7 +294,7 @@ class _Watching:
             return handle.poll.remote(self._life, self._num_notes, max(0, self._number))
         except Exception as error:
             # Of an actor that the cluster has forgotten Ray says so in a bare Exception, and at once.
-            if "Can't find actor" not in str(error):
+            if "Can't find actor" not in str(error) and "Failed to submit task" not in str(error):
                 raise
             raise exceptions.ActorDiedError from error
 

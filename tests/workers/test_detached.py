@@ -116,6 +116,7 @@ def test_a_second_driver_looks_on_a_dead_controller_comes_back_and_both_get_the_
         assert "life 1" in one.getvalue()
 
 
+@pytest.mark.slow
 def test_a_job_that_is_stopped_is_gone_and_others_are_told(tmp_path: Path) -> None:
     (tmp_path / "wait").touch()
     errors: list[BaseException] = []
