@@ -124,8 +124,12 @@ def autograd_of(dictionary: Dictionary, loss: torch.Tensor) -> dict[str, torch.T
 class ThreadWorld:
     """One of several ranks that are threads of this process; sums are taken in the order of ranks."""
 
+    rows: World
+    latents: World
+
     def __init__(self, rank: int, size: int, barrier: threading.Barrier, given: list[Any]) -> None:
         self.rank, self.size, self.ranks_per_node = rank, size, size
+        self.rows, self.latents = self, SingleWorld()
         self._barrier, self._given = barrier, given
 
     def all_reduce_sum(self, tensor: torch.Tensor) -> None:
@@ -139,6 +143,13 @@ class ThreadWorld:
         tensor.copy_(total)
         self._barrier.wait()
 
+    def all_gather(self, tensor: torch.Tensor) -> torch.Tensor:
+        self._given[self.rank] = tensor
+        self._barrier.wait()
+        gathered = torch.stack(self._given)
+        self._barrier.wait()
+        return gathered
+
     def broadcast(self, tensor: torch.Tensor, src: int = 0) -> None:
         self._given[self.rank] = tensor
         self._barrier.wait()
@@ -150,19 +161,41 @@ class ThreadWorld:
     def barrier(self) -> None:
         self._barrier.wait()
 
+    def abort(self) -> None:
+        """Let nobody wait for a rank that failed."""
+        for world in (self, self.rows, self.latents):
+            world._barrier.abort()  # type: ignore[attr-defined]
 
-def on_ranks(size: int, work: Callable[[World], Any]) -> list[Any]:
-    """What ``work`` returns on each of ``size`` ranks."""
-    barrier, given = threading.Barrier(size, timeout=60), [None] * size
+
+def thread_worlds(size: int, latent_shards: int = 1) -> list[ThreadWorld]:
+    """A grid of ranks, in the order of ``world.World``."""
+
+    def group(members: int) -> list[ThreadWorld]:
+        barrier, given = threading.Barrier(members, timeout=60), [None] * members
+        return [ThreadWorld(rank, members, barrier, given) for rank in range(members)]
+
+    worlds = group(size)
+    columns = [group(size // latent_shards) for _ in range(latent_shards)]
+    for first in range(0, size, latent_shards):
+        for shard, latents in enumerate(group(latent_shards)):
+            world = worlds[first + shard]
+            world.rows, world.latents = columns[shard][first // latent_shards], latents
+    return worlds
+
+
+def on_ranks(size: int, work: Callable[[World], Any], *, latent_shards: int = 1) -> list[Any]:
+    """What ``work`` returns on each of ``size`` ranks, of which every ``latent_shards`` hold a dictionary together."""
+    worlds = thread_worlds(size, latent_shards)
     results: list[Any] = [None] * size
     errors: list[BaseException] = []
 
     def run(rank: int) -> None:
         try:
-            results[rank] = work(ThreadWorld(rank, size, barrier, given))
+            results[rank] = work(worlds[rank])
         except BaseException as error:  # noqa: BLE001 - raised again in the thread that waits
             errors.append(error)
-            barrier.abort()
+            for world in worlds:
+                world.abort()
 
     threads = [threading.Thread(target=run, args=(rank,)) for rank in range(size)]
     for thread in threads:

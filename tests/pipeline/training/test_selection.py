@@ -15,6 +15,7 @@ from pipeline.training.world import SingleWorld, World
 POSITIVE = st.floats(2.0**-126, 2.0**127, width=32)
 
 
+@settings(deadline=None)
 @given(st.lists(POSITIVE, min_size=1, max_size=60), st.data())
 def test_it_is_the_kth_of_a_sort(values: list[float], data: st.DataObject) -> None:
     k = data.draw(st.integers(1, len(values) + 3))
@@ -28,7 +29,7 @@ def test_nothing_has_no_largest() -> None:
     assert (float(found), count) == (0.0, 0)
 
 
-@settings(max_examples=20)
+@settings(max_examples=20, deadline=None)
 @given(st.integers(0, 2**31), st.sampled_from([2, 4]))
 def test_ranks_agree(seed: int, size: int) -> None:
     generator = torch.Generator().manual_seed(seed)
