@@ -8,6 +8,7 @@ from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_va
 
 from schemas.activation import Activation, MatryoshkaBatchTopK, ReluL1UnitNorm, TopK
 from schemas.fields import Name, SourcePoint, Spec
+from schemas.optimiser import Adam, Optimiser
 
 
 class LatentGroup(Spec):
@@ -44,7 +45,10 @@ class DictionarySpec(Spec):
     tied: bool = False
     """Autoencoders: the encoder is the decoder transposed, one matrix (Cunningham et al. 2023, arXiv 2309.08600)."""
     learning_rate: PositiveFloat = 2e-3
-    """Peak learning rate of Adam. The default suits TopK with about 4,600 latents; lower it as 1/sqrt(num_latents)."""
+    """Peak learning rate. The default suits TopK with about 4,600 latents under Adam; lower it as 1/sqrt(num_latents).
+    Signum moves every weight by all of it and wants less."""
+    optimiser: Optimiser = Adam()
+    """What moves the weights."""
     seed: NonNegativeInt = 0
     """Seed of the initial weights."""
 

@@ -8,24 +8,33 @@ import psutil  # type: ignore[import-untyped]
 import torch
 
 from pipeline.dictionaries.dictionary import Dictionary
+from pipeline.training.optimiser import num_moments
 from schemas.dictionary import DictionarySpec
 from schemas.errors import ResourceError
 
-# A weight, its gradient and the two moments of Adam, float32 each.
-BYTES_PER_WEIGHT = 4 * (1 + 1 + 2)
+_FLOAT_BYTES = 4
 
 
 def num_weights(spec: DictionarySpec, widths: dict[str, int]) -> int:
     """Trainable numbers of a dictionary; ``widths``: hook point -> d_model."""
-    d_source = {point: widths[point] for point in spec.sources}
-    d_target = {point: widths[point] for point in spec.target_points}
-    dictionary = Dictionary(spec, d_source, d_target, dict.fromkeys(widths, 1.0), device="meta")
-    return sum(parameter.numel() for parameter in dictionary.parameters())
+    return sum(parameter.numel() for parameter in _parameters(spec, widths))
 
 
 def required_bytes(specs: list[DictionarySpec], widths: dict[str, int]) -> int:
-    """Weights, gradients and moments of all dictionaries of a job on one rank."""
-    return BYTES_PER_WEIGHT * sum(num_weights(spec, widths) for spec in specs)
+    """Weights, gradients and what the optimiser remembers, of all dictionaries of a job on one rank."""
+    return sum(
+        _FLOAT_BYTES * parameter.numel() * (2 + num_moments(spec.optimiser, parameter))
+        for spec in specs
+        for parameter in _parameters(spec, widths)
+    )
+
+
+def _parameters(spec: DictionarySpec, widths: dict[str, int]) -> list[torch.nn.Parameter]:
+    """Shapes without memory."""
+    d_source = {point: widths[point] for point in spec.sources}
+    d_target = {point: widths[point] for point in spec.target_points}
+    dictionary = Dictionary(spec, d_source, d_target, dict.fromkeys(widths, 1.0), device="meta")
+    return list(dictionary.parameters())
 
 
 def available_bytes(device: torch.device) -> int:
@@ -52,7 +61,7 @@ def require_memory(
         return
     lines = [
         f"  {spec.name}: {spec.num_latents:,} latents, {num_weights(spec, widths):,} weights, "
-        f"{_gib(required_bytes([spec], widths))} with gradient and Adam's moments"
+        f"{_gib(required_bytes([spec], widths))} with gradient and optimiser"
         for spec in specs
     ]
     raise ResourceError(

@@ -1,10 +1,10 @@
-"""One dictionary in training: weights, gradients, Adam, dead-latent counters, and the step that moves them.
+"""One dictionary in training: weights, gradients, optimiser, dead-latent counters, and the step that moves them.
 
 A step, on every rank:
   1. the objective finds out what it must know of the global batch (``prepare``);
   2. the rank's rows, in blocks of bounded size, add gradients of sums and ``BatchTotals``;
   3. both are summed over the ranks;
-  4. division by the global normaliser, constraint, clipping, Adam, constraint;
+  4. division by the global normaliser, constraint, clipping, the optimiser, constraint;
   5. counters of dead latents advance by the rows of the global batch, the objective by what it keeps.
 
 Letters: B rows of this rank, F latents, S and T widths of sources and targets.
@@ -18,23 +18,21 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import nn
 
 from pipeline.dictionaries.dictionary import Dictionary
 from pipeline.training import constraint
 from pipeline.training.kernels import Kernels
 from pipeline.training.objective import StepFacts
 from pipeline.training.objectives import objective_of
+from pipeline.training.optimiser import optimiser_of
 from pipeline.training.parameters import flat_gradients
 from pipeline.training.totals import BatchTotals
 from pipeline.training.world import World
 from schemas.errors import DivergenceError
+from schemas.optimiser import Muon
 
 BLOCK_ELEMENTS = 2**23
 """Pre-activations that exist at one time: 32 MiB in float32, whatever the batch and the dictionary."""
-
-_BETAS = (0.9, 0.999)
-_EPSILON = 6.25e-10  # Gao et al. 2024, appendix A.2: gradients of a normalised loss are small
 
 
 class DictionaryTrainer:
@@ -49,15 +47,7 @@ class DictionaryTrainer:
         device = dictionary.b_dec.device
         self._totals = BatchTotals(len(dictionary.b_dec), dictionary.num_latents, device)
         self.rows_since_fired = torch.zeros(dictionary.num_latents, dtype=torch.int64, device=device)
-        self._adam = torch.optim.Adam(
-            dictionary.parameters(), lr=dictionary.spec.learning_rate, betas=_BETAS, eps=_EPSILON, fused=True
-        )
-        for parameter in dictionary.parameters():
-            self._adam.state[parameter] = {
-                "step": torch.zeros((), dtype=torch.float32, device=device),
-                "exp_avg": torch.zeros_like(parameter),
-                "exp_avg_sq": torch.zeros_like(parameter),
-            }
+        self._optimiser = optimiser_of(dictionary.spec.optimiser, dict(dictionary.named_parameters()))
 
     def step(
         self,
@@ -92,7 +82,7 @@ class DictionaryTrainer:
         metrics["grad_norm"] = self._finish_gradients(normaliser)
         self._require_finite(metrics)
         self._update(factor)
-        self._objective.finish(sources, self._totals, facts, self._clear_moments)
+        self._objective.finish(sources, self._totals, facts, self._optimiser.clear)
         self.rows_since_fired += num_rows
         self.rows_since_fired[self._totals.fired > 0] = 0
         self.num_steps += 1
@@ -103,18 +93,13 @@ class DictionaryTrainer:
         tensors = {"rows_since_fired": self.rows_since_fired}
         tensors |= {f"buffers.{name}": buffer for name, buffer in self.dictionary.named_buffers()}
         tensors |= {f"objective.{name}": tensor for name, tensor in self._objective.state().items()}
-        for name, parameter in self.dictionary.named_parameters():
-            moments = self._adam.state[parameter]
-            tensors[f"weights.{name}"] = parameter.detach()
-            tensors[f"exp_avg.{name}"] = moments["exp_avg"]
-            tensors[f"exp_avg_sq.{name}"] = moments["exp_avg_sq"]
-        return tensors
+        tensors |= {f"weights.{name}": parameter.detach() for name, parameter in self.dictionary.named_parameters()}
+        return tensors | self._optimiser.state()
 
     def restore(self, num_steps: int) -> None:
         """Set the step counts after the tensors of ``state`` were overwritten."""
         self.num_steps = num_steps
-        for moments in self._adam.state.values():
-            moments["step"].fill_(num_steps)
+        self._optimiser.restore(num_steps)
 
     def _accumulate(self, acts: Mapping[str, torch.Tensor], facts: StepFacts) -> Sequence[torch.Tensor]:
         """Gradients and totals of the rank's rows; returns the scaled sources, block by block."""
@@ -154,16 +139,12 @@ class DictionaryTrainer:
         return norm
 
     def _update(self, factor: float) -> None:
-        for group in self._adam.param_groups:
-            group["lr"] = self.dictionary.spec.learning_rate * factor
-        self._adam.step()
+        self._optimiser.step(self.dictionary.spec.learning_rate * factor)
+        if isinstance(self.dictionary.spec.optimiser, Muon):
+            # It mixes the entries of a matrix, and so would let connections grow that a group does not have.
+            self.dictionary.zero_outside_blocks()
         if self.dictionary.spec.activation.has_unit_decoder:
             constraint.normalise(self.dictionary)
-
-    def _clear_moments(self, parameter: nn.Parameter, rows: torch.Tensor) -> None:
-        for name, moment in self._adam.state[parameter].items():
-            if name != "step":
-                moment[rows] = 0
 
     def _require_finite(self, metrics: Mapping[str, float]) -> None:
         bad = {name: value for name, value in metrics.items() if not math.isfinite(value)}
