@@ -38,6 +38,17 @@ def blocks_of(spec: DictionarySpec, d_source: Mapping[str, int], d_target: Mappi
     return blocks
 
 
+def within(blocks: Sequence[Block], latents: range) -> list[Block]:
+    """What the blocks have of some latents, whose rows then count from 0."""
+    found = []
+    for block in blocks:
+        first = max(block.latents.start, latents.start) - latents.start
+        last = min(block.latents.stop, latents.stop) - latents.start
+        if first < last:
+            found.append(Block(slice(first, last), block.sources, block.targets))
+    return found
+
+
 def encode(
     z_BS: torch.Tensor, encoder_FS: torch.Tensor, b_enc_F: torch.Tensor, blocks: Sequence[Block]
 ) -> torch.Tensor:

@@ -54,10 +54,14 @@ class Dictionary(nn.Module):
         d_target: Mapping[str, int],
         scales: Mapping[str, float],
         *,
+        latents: range | None = None,
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
     ) -> None:
         """Allocate the weights.
+
+        ``latents``: in training, those that this rank holds of a dictionary that lies on several; the module is then
+        a part that only ``pipeline.training`` knows to use. None: all.
 
         Raises:
             SpecError: ``d_source`` or ``d_target`` do not name the hook points of the spec in its order.
@@ -70,24 +74,25 @@ class Dictionary(nn.Module):
         self.d_target = dict(d_target)
         self.scales = {point: float(scales[point]) for point in {**d_source, **d_target}}
         self.record: DictionaryRecord | None = None
-        self.blocks = blocks.blocks_of(spec, d_source, d_target)
+        self.latents = range(spec.num_latents) if latents is None else latents
+        self.blocks = blocks.within(blocks.blocks_of(spec, d_source, d_target), self.latents)
         width_source, width_target = sum(d_source.values()), sum(d_target.values())
 
         def zeros(*shape: int) -> nn.Parameter:
             return nn.Parameter(torch.zeros(*shape, device=device, dtype=dtype))
 
-        decoder = zeros(spec.num_latents, width_target)
-        self.encoder = decoder if spec.tied else zeros(spec.num_latents, width_source)
-        self.b_enc = zeros(spec.num_latents)
+        decoder = zeros(self.num_latents, width_target)
+        self.encoder = decoder if spec.tied else zeros(self.num_latents, width_source)
+        self.b_enc = zeros(self.num_latents)
         self.decoder = decoder
         self.b_dec = zeros(width_target)
         self.skip = zeros(width_target, width_source) if spec.skip else None
-        self.activation = activation_function(spec.activation, spec.num_latents, device=device, dtype=dtype)
+        self.activation = activation_function(spec.activation, self.num_latents, device=device, dtype=dtype)
 
     @property
     def num_latents(self) -> int:
-        """F."""
-        return self.spec.num_latents
+        """F, of those that are held here."""
+        return len(self.latents)
 
     @property
     def centres_input(self) -> bool:
