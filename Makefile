@@ -28,10 +28,10 @@ demo: setup
 	@echo "Open runs/quickstart/report.html in a browser."
 
 test: setup
-	$(BIN)/python -m pytest -n $(TEST_JOBS) --dist loadfile
+	$(BIN)/python -m pytest -n $(TEST_JOBS) --dist loadfile --no-loadscope-reorder
 
 test-slow: setup
-	$(BIN)/python -m pytest -n $(TEST_JOBS) --dist loadfile -m slow --timeout 900
+	$(BIN)/python -m pytest -n $(TEST_JOBS) --dist loadfile --no-loadscope-reorder -m slow --timeout 900
 
 # Fifty random schedules of killed workers, nodes, controllers and drivers: a quarter of an hour.
 test-kills: setup

@@ -15,6 +15,7 @@ import time
 from dataclasses import dataclass
 
 import torch
+from torch import nn
 
 from pipeline import logs
 from pipeline.collection.overlap import OverlappedCollector
@@ -40,6 +41,28 @@ class Receipt:
     """Stage -> seconds, as in the ledger, and ``total``."""
 
 
+def loaded_here(
+    one: CollectPass, network: nn.Module, widths: dict[str, int], started: float, *, share_of_heads: float = 1.0
+) -> Loaded:
+    """What this process says once it has ``network``, its part of the model; ``started`` by ``time.perf_counter``."""
+    weights = next(network.parameters(), None)
+    peak = peak_flop_per_s(weights.device, weights.dtype) if weights is not None else None
+    return Loaded(
+        widths,
+        os.getpid(),
+        socket.gethostname(),
+        time.perf_counter() - started,
+        flop_per_token=flop_per_token(
+            network,
+            one.spec.tokens.packing.context_length,
+            goes_back=any(is_gradient(hook) for hook in one.hook_points),
+            share_of_heads=share_of_heads,
+        ),
+        peak_flop_per_s=peak.flop_per_s if peak else 0.0,
+        peak_source=peak.source if peak else "",
+    )
+
+
 class Collector:
     """One model replica. Final; runs as an actor, or as it is where there is no Ray."""
 
@@ -54,22 +77,9 @@ class Collector:
         started = time.perf_counter()
         logs.configure_actor()
         torch.set_num_threads(num_threads)
-        host = socket.gethostname()
-        self._collector = UnitCollector.open(one, worker=f"{self._name}@{host}:{os.getpid()}")
-        network = self._collector.forward.network
-        goes_back = any(is_gradient(hook) for hook in one.hook_points)
-        flop = flop_per_token(network, one.spec.tokens.packing.context_length, goes_back=goes_back)
-        weights = next(network.parameters(), None)
-        peak = peak_flop_per_s(weights.device, weights.dtype) if weights is not None else None
-        return Loaded(
-            dict(self._collector.forward.widths),
-            os.getpid(),
-            host,
-            time.perf_counter() - started,
-            flop_per_token=flop,
-            peak_flop_per_s=peak.flop_per_s if peak else 0.0,
-            peak_source=peak.source if peak else "",
-        )
+        self._collector = UnitCollector.open(one, worker=f"{self._name}@{socket.gethostname()}:{os.getpid()}")
+        forward = self._collector.forward
+        return loaded_here(one, forward.network, dict(forward.widths), started)
 
     def collect(self, unit: int, attempt: int) -> Receipt:
         """Compute one unit; returns when the ledger has it. From any number of threads."""

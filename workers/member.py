@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Sequence
 from concurrent.futures import Future
+from dataclasses import replace
 from typing import Any
 
 import ray
@@ -23,6 +24,7 @@ from pipeline.collection.overlap import OverlappedCollector
 from pipeline.collection.parts import PartCollector
 from pipeline.collection.unit_run import Collected, UnitParts
 from workers.collector import Receipt
+from workers.pool import Loaded
 
 UNITS, RESULTS, STATES = "units", "results", "states"
 """Concurrency groups: units are begun by one thread; waiting for them, and for a neighbour's states, takes others."""
@@ -81,6 +83,17 @@ def receipt_of(key: Key, collected: Collected, seconds: float) -> Receipt:
     entry = collected.entry
     size_bytes = sum(receipt.size_bytes for receipt in entry.objects.values())
     return Receipt(key[0], entry.num_rows, size_bytes, key[1], {**collected.seconds, "total": seconds})
+
+
+def loaded_together(first: Loaded, *others: Loaded) -> Loaded:
+    """What a replica says whose members have all loaded: as the first, with the work and the devices of all."""
+    every = (first, *others)
+    return replace(
+        first,
+        seconds=max(one.seconds for one in every),
+        flop_per_token=sum(one.flop_per_token for one in every),
+        peak_flop_per_s=sum(one.peak_flop_per_s for one in every),
+    )
 
 
 def worker_name(name: str) -> str:

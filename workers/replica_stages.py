@@ -13,8 +13,6 @@ hook points to storage; the last one commits.
 
 from __future__ import annotations
 
-import os
-import socket
 import time
 from collections import deque
 from collections.abc import Callable
@@ -36,9 +34,9 @@ from pipeline.models.stages import Link, Probed, StageForward
 from pipeline.models.stages_load import load_stage
 from schemas.collect import CollectWorkers
 from schemas.fingerprint import require_equal
-from workers.collector import Receipt
+from workers.collector import Receipt, loaded_here
 from workers.group import SeveralActors, start_members
-from workers.member import RESULTS, STATES, UNITS, PartWorker, fetched, worker_name
+from workers.member import RESULTS, STATES, UNITS, PartWorker, fetched, loaded_together, worker_name
 from workers.pool import Loaded
 from workers.pulse import Pulse, pulse_here
 
@@ -98,13 +96,11 @@ class Stage:
             worker=worker_name(self._name),
         )
         self._worker = PartWorker(collector, leads=self._stage.is_last)
-        seconds = time.perf_counter() - self._started
-        return Loaded(dict(last.widths), os.getpid(), socket.gethostname(), seconds)
+        return loaded_here(self._one, self._stage.loaded.module, dict(last.widths), self._started)
 
     def ready(self, settled: Loaded, *others: Loaded) -> Loaded:
         """Waits for the other stages."""
-        del others
-        return settled
+        return loaded_together(settled, *others)
 
     @ray.method(concurrency_group=UNITS)
     def begin(self, unit: int, attempt: int, others: list[Any]) -> None:

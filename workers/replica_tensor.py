@@ -30,9 +30,9 @@ from pipeline.models.precision import resolve_device
 from pipeline.models.tensor import RankForward, load_shard
 from schemas.collect import CollectWorkers
 from schemas.fingerprint import require_equal
-from workers.collector import Receipt
+from workers.collector import Receipt, loaded_here
 from workers.group import SeveralActors, start_members
-from workers.member import RESULTS, UNITS, PartWorker, worker_name
+from workers.member import RESULTS, UNITS, PartWorker, loaded_together, worker_name
 from workers.pool import Loaded
 from workers.pulse import GROUP, Pulse, pulse_here
 
@@ -87,12 +87,11 @@ class Rank:
             one, widths, self._forward.own, self._network, loaded.device, worker=worker_name(self._name)
         )
         self._worker = PartWorker(collector, leads=self._rank == self._num_ranks - 1)
-        return Loaded(widths, os.getpid(), socket.gethostname(), time.perf_counter() - started)
+        return loaded_here(one, self._forward.inner.network, widths, started, share_of_heads=1 / self._num_ranks)
 
     def ready(self, loaded: Loaded, *others: Loaded) -> Loaded:
         """Waits for the other ranks."""
-        del others
-        return loaded
+        return loaded_together(loaded, *others)
 
     @ray.method(concurrency_group=UNITS)
     def begin(self, unit: int, attempt: int, others: list[Any]) -> None:

@@ -1,7 +1,7 @@
 """Model FLOP utilisation: what a forward needs, and what the device could do.
 
 Operations of a forward for one token, as PaLM counts them (Chowdhery et al. 2022, appendix B; its factor three is for
-the way back, which only gradients need):
+training: of gradients at hook points only, the way back costs as much as the forward, for no weight is trained):
 
     2 N + 4 L T W    N weights of matrix products, L layers with attention, T tokens of a context, W all heads' width
 
@@ -18,6 +18,7 @@ from typing import Literal
 
 import torch
 from torch import nn
+from torch.distributed.tensor import DTensor
 
 from pipeline.models.hooks import find_blocks
 from schemas.errors import SpecError
@@ -63,17 +64,26 @@ class Peak:
     source: Literal["operator", "data sheet", "measured"]
 
 
-def flop_per_token(network: nn.Module, context_length: int, *, goes_back: bool = False) -> float:
+def flop_per_token(
+    network: nn.Module, context_length: int, *, goes_back: bool = False, share_of_heads: float = 1.0
+) -> float:
     """Operations of one token's way through ``network``, which is cut off already; see the formula above.
-    ``goes_back``: and of the gradients on the way back, which take twice as many."""
+
+    Args:
+        network: Of weights that are split over processes, this process's part counts, and what is on the meta
+            device, in another process, does not.
+        context_length: T.
+        goes_back: Count the gradients at hook points too.
+        share_of_heads: Of attention that is split over processes, what this process computes.
+    """
     config = getattr(network, "config", None)
     weights = sum(_active(parameter, config) for parameter in _multiplied(network))
     heads = int(getattr(config, "num_attention_heads", 0) or 0)
     width = heads * int(getattr(config, "head_dim", 0) or int(getattr(config, "hidden_size", 0)) // max(heads, 1))
     blocks = find_blocks(network)
-    num_layers = len(blocks.layers) if blocks else 0
-    forward = 2.0 * weights + 4.0 * num_layers * context_length * width
-    return 3.0 * forward if goes_back else forward
+    num_layers = sum(not _is_elsewhere(layer) for layer in blocks.layers) if blocks else 0
+    forward = 2.0 * weights + 4.0 * num_layers * context_length * width * share_of_heads
+    return 2.0 * forward if goes_back else forward
 
 
 def peak_flop_per_s(device: torch.device, dtype: torch.dtype, name: str = "") -> Peak:
@@ -99,16 +109,21 @@ def _multiplied(network: nn.Module) -> list[nn.Parameter]:
         for module in network.modules()
         if not isinstance(module, nn.Embedding)
         for parameter in module.parameters(recurse=False)
-        if parameter.ndim >= 2
+        if parameter.ndim >= 2 and not parameter.is_meta
     ]
+
+
+def _is_elsewhere(layer: nn.Module) -> bool:
+    return any(parameter.is_meta for parameter in layer.parameters())
 
 
 def _active(parameter: nn.Parameter, config: object) -> float:
     """Entries of a matrix that one token meets; of stacked experts those of the experts it is sent to."""
     chosen = getattr(config, "num_experts_per_tok", None)
-    if parameter.ndim == 3 and chosen:
-        return parameter.numel() * int(chosen) / parameter.shape[0]
-    return parameter.numel()
+    local = parameter.to_local() if isinstance(parameter, DTensor) else parameter
+    if local.ndim == 3 and chosen:
+        return local.numel() * int(chosen) / parameter.shape[0]
+    return local.numel()
 
 
 def _data_sheet(name: str, dtype: torch.dtype) -> float | None:

@@ -209,7 +209,8 @@ with connect(ClusterSpec(), sys.argv[2]):
 """
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_job_says_what_is_kept_and_goes_on_later(
     number: signal.Signals,
     make_spec: Callable[..., CollectSpec],

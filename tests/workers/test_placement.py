@@ -21,10 +21,13 @@ from small_job import built_table, digests, small_spec
 from pipeline.collection.prepare import prepare
 from pipeline.collection.unit import UnitCollector, collect_units
 from pipeline.models.tensor import BOUND
+from pipeline.models.utilisation import flop_per_token
 from pipeline.store.reader import Store
 from schemas.collect import CollectSpec, CollectWorkers
 from schemas.errors import MismatchError, ModelError, SpecError
 from workers.collect import run_collect
+from workers.events import EventLog
+from workers.progress import Progress
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
 
@@ -62,6 +65,25 @@ def require_same(store: Path, undisturbed: Path) -> None:
     assert Store.open(str(store)).verify(deep=True) == []
 
 
+def progress_into(folder: Path) -> Progress:
+    """Events go to a file there."""
+    progress = Progress()
+    progress.events = EventLog(str(folder), "events.jsonl", job="test")
+    return progress
+
+
+def require_operations_of(collector: UnitCollector, progress: Progress, folder: Path) -> None:
+    """The processes of a replica say together what one process that has all of the model says."""
+    assert progress.events is not None
+    progress.events.flush()
+    lines = [json.loads(line) for line in (folder / "events.jsonl").read_text().splitlines()]
+    told = [line for line in lines if line["event"] == "worker.ready"]
+    expected = flop_per_token(collector.forward.network, context_length=24)
+    assert told
+    assert [line["flop_per_token"] for line in told] == pytest.approx([expected] * len(told))
+    assert all(line["peak_flop_per_s"] > 0 for line in told)
+
+
 def placed(placement: str, **more: Any) -> dict[str, Any]:
     return {"num_workers": 2, "cpus_per_worker": 0.5, "placement": placement, "processes_per_replica": 2, **more}
 
@@ -70,8 +92,11 @@ def test_stages_write_the_bytes_of_one_process(
     make_spec: Callable[..., CollectSpec], tmp_path: Path, undisturbed: Path
 ) -> None:
     spec = make_spec(tmp_path / "store", workers=placed("stages"))
-    summary = run_collect(spec)
+    progress = progress_into(tmp_path)
+    summary = run_collect(spec, progress=progress)
     require_same(tmp_path / "store", undisturbed)
+    (one,) = prepare(spec, built_table(spec))
+    require_operations_of(UnitCollector.open(one.of), progress, tmp_path)
     assert summary["worker_deaths"] == summary["retries"] == 0
     assert workers_of(tmp_path / "store") == {"collector-0.1", "collector-1.1"}
     assert not [group for group in ray.util.placement_group_table().values() if group["state"] != "REMOVED"]
@@ -90,7 +115,9 @@ def test_tensor_parallel_ranks_stay_within_the_bound_and_the_store_says_so(
     collector.writer.finish()
 
     workers = CollectWorkers.model_validate(placed("tensor"))
-    summary = run_collect(split.model_copy(update={"workers": workers}))
+    progress = progress_into(tmp_path)
+    summary = run_collect(split.model_copy(update={"workers": workers}), progress=progress)
+    require_operations_of(collector, progress, tmp_path)
     assert summary["worker_deaths"] == summary["retries"] == 0
     assert workers_of(tmp_path / "split") == {"collector-0.1", "collector-1.1"}
     ours, theirs = Store.open(split.output), Store.open(whole.output)
