@@ -99,6 +99,10 @@ class Dictionary(nn.Module):
         """``b_dec`` is taken off the input."""
         return self.spec.centres_input
 
+    def shared_parameters(self) -> list[nn.Parameter]:
+        """Those that belong to no latent: where several ranks hold a dictionary together, each of them has them."""
+        return [self.b_dec] if self.skip is None else [self.b_dec, self.skip]
+
     def join_sources(self, acts: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """Raw activations ``hook point -> [B, D]`` of any dtype -> scaled x [B, S] in the dtype of the weights."""
         return self._join(acts, self.d_source)
@@ -160,7 +164,7 @@ class Dictionary(nn.Module):
         )
         assert encoder is not None
         assert decoder is not None
-        if len(self.blocks) > 1:
+        if len(self.spec.latent_groups) > 1:
             blocks.zero_outside(self.blocks, encoder_FS=encoder, decoder_FT=decoder, skip_TS=skip)
 
     def forward(self, x_BS: torch.Tensor) -> torch.Tensor:

@@ -38,7 +38,9 @@ class BatchTopKObjective:
         self._passes = SparsePasses(dictionary, kernels)
         self._selection = BatchSelection(dictionary.num_latents)
         shares = activation.prefixes if isinstance(activation, MatryoshkaBatchTopK) else [1.0]
-        self._ends = sorted({max(1, round(share * dictionary.num_latents)) for share in shares})
+        num_latents, first = dictionary.spec.num_latents, dictionary.latents.start
+        # Counted from this rank's first latent: below 0 or beyond its last where a prefix ends on another rank.
+        self._ends = sorted({max(1, round(share * num_latents)) - first for share in shares})
 
     @property
     def dead_after_tokens(self) -> int:
@@ -62,23 +64,26 @@ class BatchTopKObjective:
         codes = self._selection[block]
         z_BS = self._dictionary.centred(x_BS)
         parts = [_within(codes, start, end) for start, end in zip([0, *self._ends], self._ends, strict=False)]
-        error_BT = self._passes.offset(x_BS, y_BT)
+        offset_BT = self._passes.offset(x_BS, y_BT, facts)
         errors = []
         for part in parts:
-            self._passes.add_decoded(part, error_BT)
-            errors.append(error_BT if part is parts[-1] else error_BT.clone())
-        totals.error += squares(error_BT)
-        totals.penalty += sum((squares(one) for one in errors[:-1]), torch.zeros((), dtype=torch.float64))
+            self._passes.add_decoded(part, offset_BT)
+            errors.append(offset_BT if part is parts[-1] else offset_BT.clone())
+            facts.world.latents.all_reduce_sum(errors[-1])
+        error_BT = errors[-1]
+        totals.error += facts.once * squares(error_BT)
+        for one in errors[:-1]:
+            totals.penalty += facts.once * squares(one)
         self._passes.count(codes, totals)
         grad_BT = torch.zeros_like(error_BT)
         for part, one in zip(reversed(parts), reversed(errors), strict=True):
             grad_BT.add_(one, alpha=2 / len(parts))
             self._passes.backward(part, grad_BT, z_BS)
-        self._passes.backward_offset(grad_BT, x_BS)
-        if facts.dead.any():
+        self._passes.backward_offset(grad_BT, x_BS, facts)
+        if facts.num_dead:
             dead = facts.dead.nonzero().squeeze(1)
             pre_BD = torch.addmm(self._dictionary.b_enc[dead], z_BS, self._dictionary.encoder[dead].T)
-            self._passes.auxiliary(error_BT, z_BS, dead, pre_BD, self._activation, totals)
+            self._passes.auxiliary(error_BT, z_BS, dead, pre_BD, self._activation, totals, facts)
 
     def normaliser(self, totals: BatchTotals, num_rows: int) -> float:
         """The batch's total variance."""

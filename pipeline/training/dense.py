@@ -15,6 +15,7 @@ from typing import Protocol
 import torch
 
 from pipeline.dictionaries.dictionary import Dictionary
+from pipeline.training import shards
 from pipeline.training.objective import DEAD_AFTER_TOKENS, ClearMoments, StepFacts
 from pipeline.training.resampling import Resampler
 from pipeline.training.totals import BatchTotals
@@ -40,8 +41,11 @@ class Terms(Protocol):
         """Sparsity of each row with its coefficient, [B], differentiable."""
         ...
 
-    def auxiliary(self, pre_BF: torch.Tensor, x_BS: torch.Tensor, y_BT: torch.Tensor) -> torch.Tensor | None:
-        """Further loss of each row, [B], differentiable; None: no such."""
+    def auxiliary(
+        self, pre_BF: torch.Tensor, x_BS: torch.Tensor, y_BT: torch.Tensor, facts: StepFacts
+    ) -> torch.Tensor | None:
+        """Further loss of each row, [B], differentiable; None: no such. Where ranks hold a dictionary together its
+        value is a part of a sum, as the penalty is."""
         ...
 
     def finish(self, totals: BatchTotals, facts: StepFacts) -> None:
@@ -80,16 +84,19 @@ class DenseObjective:
         del block
         pre_BF = self._dictionary.pre_activations(x_BS)
         codes_BF = self._terms.codes(pre_BF)
-        error_B = (self._dictionary.decode(codes_BF, x_BS) - y_BT).square().sum(1)
+        decoded_BT = shards.decode(self._dictionary, codes_BF, x_BS, facts.world.latents)
+        error_B = (decoded_BT - y_BT).square().sum(1)
         penalty_B = self._terms.penalty(pre_BF, codes_BF, totals, facts)
         loss_B = error_B + penalty_B
-        auxiliary_B = self._terms.auxiliary(pre_BF, x_BS, y_BT)
+        auxiliary_B = self._terms.auxiliary(pre_BF, x_BS, y_BT, facts)
         if auxiliary_B is not None:
             loss_B = loss_B + auxiliary_B
             totals.auxiliary += auxiliary_B.detach().sum(dtype=torch.float64)
         torch.autograd.backward(loss_B.sum())
+        if not facts.once:
+            loss_B = loss_B - error_B
         self._row_losses.append(loss_B.detach())
-        totals.error += error_B.detach().sum(dtype=torch.float64)
+        totals.error += facts.once * error_B.detach().sum(dtype=torch.float64)
         totals.penalty += penalty_B.detach().sum(dtype=torch.float64)
         active_BF = codes_BF.detach() > 0
         totals.num_active += active_BF.sum()

@@ -18,6 +18,7 @@ import torch
 from pipeline.dictionaries import blocks
 from pipeline.dictionaries.activations.gated import GatedActivation
 from pipeline.dictionaries.dictionary import Dictionary
+from pipeline.training import shards
 from pipeline.training.objective import StepFacts
 from pipeline.training.schedule import ramp
 from pipeline.training.totals import BatchTotals
@@ -47,14 +48,15 @@ class GatedTerms:
         weight = self._spec.l1_coefficient * ramp(self._spec.l1_warmup_fraction, facts.progress)
         return weight * torch.relu(pre_BF).sum(1)
 
-    def auxiliary(self, pre_BF: torch.Tensor, x_BS: torch.Tensor, y_BT: torch.Tensor) -> torch.Tensor:
+    def auxiliary(self, pre_BF: torch.Tensor, x_BS: torch.Tensor, y_BT: torch.Tensor, facts: StepFacts) -> torch.Tensor:
         """The reconstruction from the gate."""
         dictionary = self._dictionary
         frozen_BT = dictionary.b_dec.detach() - y_BT
         if dictionary.skip is not None:
             frozen_BT = frozen_BT + x_BS @ dictionary.skip.detach().T
         decoded_BT = blocks.decode(torch.relu(pre_BF), dictionary.decoder.detach(), dictionary.blocks)
-        return (decoded_BT + frozen_BT).square().sum(1)
+        loss_B = (shards.sum_over(decoded_BT, facts.world.latents) + frozen_BT).square().sum(1)
+        return loss_B if facts.once else loss_B - loss_B.detach()
 
     def finish(self, totals: BatchTotals, facts: StepFacts) -> None:
         """Nothing is kept."""

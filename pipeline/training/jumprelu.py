@@ -57,7 +57,9 @@ class JumpReluTerms:
         weight = self._spec.penalty.coefficient * ramp(self._spec.penalty.warmup_fraction, facts.progress)
         return weight * is_active(pre_BF, self._function.threshold, self._spec.bandwidth).sum(1)
 
-    def auxiliary(self, pre_BF: torch.Tensor, x_BS: torch.Tensor, y_BT: torch.Tensor) -> torch.Tensor | None:
+    def auxiliary(
+        self, pre_BF: torch.Tensor, x_BS: torch.Tensor, y_BT: torch.Tensor, facts: StepFacts
+    ) -> torch.Tensor | None:
         """The pre-activation loss."""
         if self._spec.pre_activation_coefficient == 0:
             return None

@@ -29,7 +29,7 @@ ClearMoments = Callable[[nn.Parameter, torch.Tensor], None]
 
 @dataclass(frozen=True)
 class StepFacts:
-    """What a step is told; equal on all ranks but for ``row_ids``."""
+    """What a step is told; equal on all ranks but for ``row_ids`` and, where ranks share a dictionary, ``dead``."""
 
     num_rows: int
     """Rows of the global batch."""
@@ -39,14 +39,26 @@ class StepFacts:
     """Share of the run that is behind."""
     dead: torch.Tensor
     """bool [F], latents that count as dead."""
+    num_dead: int
+    """How many of all latents do, those of other ranks too."""
     world: World
     """The ranks."""
     row_ids: npt.NDArray[np.int64] | None = None
     """Ids of this rank's rows, the same whichever rank has them; what random choices among rows depend on."""
 
+    @property
+    def once(self) -> float:
+        """1 on the first of the ranks that hold a dictionary together, 0 on the others: the factor in ``BatchTotals``
+        of what each of them knows whole."""
+        return float(self.world.latents.rank == 0)
+
 
 class Objective(Protocol):
-    """One loss. The ``grad`` of every parameter exists and is added to, never replaced."""
+    """One loss. The ``grad`` of every parameter exists and is added to, never replaced.
+
+    Of ranks that hold a dictionary together (``World.latents``) each adds what its latents contribute, and the first
+    of them what no latent does; b_dec and W_skip, which all of them have, get the sum.
+    """
 
     def prepare(self, blocks: Sequence[torch.Tensor], facts: StepFacts) -> None:
         """Look at the rank's rows before there are gradients; every rank calls it, collectives are allowed.

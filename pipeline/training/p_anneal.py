@@ -54,7 +54,7 @@ class PAnnealTerms:
             totals.next_power += _powers(codes_BF.detach(), self._p(changes + 1)).sum(dtype=torch.float64)
         return weight * powers_B
 
-    def auxiliary(self, pre_BF: torch.Tensor, x_BS: torch.Tensor, y_BT: torch.Tensor) -> None:
+    def auxiliary(self, pre_BF: torch.Tensor, x_BS: torch.Tensor, y_BT: torch.Tensor, facts: StepFacts) -> None:
         """There is none."""
 
     def finish(self, totals: BatchTotals, facts: StepFacts) -> None:

@@ -70,7 +70,7 @@ class TanhQuadPenalty:
         self._mean_F.zero_()
         for codes_BF in codes:
             self._mean_F += _tanh(codes_BF, norms_FN, self._spec.scale).sum(0, dtype=torch.float64)
-        facts.world.all_reduce_sum(self._mean_F)
+        facts.world.rows.all_reduce_sum(self._mean_F)
         self._mean_F /= facts.num_rows * norms_FN.shape[1]
 
     def of_rows(self, codes_BF: torch.Tensor, facts: StepFacts) -> torch.Tensor:

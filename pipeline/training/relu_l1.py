@@ -47,7 +47,7 @@ class ReluL1Terms:
             return weight * codes_BF.sum(1)
         return weight * (codes_BF @ norms(self._dictionary, self._activation.decoder_norms).sum(1))
 
-    def auxiliary(self, pre_BF: torch.Tensor, x_BS: torch.Tensor, y_BT: torch.Tensor) -> None:
+    def auxiliary(self, pre_BF: torch.Tensor, x_BS: torch.Tensor, y_BT: torch.Tensor, facts: StepFacts) -> None:
         """There is none."""
 
     def finish(self, totals: BatchTotals, facts: StepFacts) -> None:

@@ -36,7 +36,7 @@ class ReluTanhTerms:
         """See ``dense.Terms``."""
         return self._penalty.of_rows(codes_BF, facts)
 
-    def auxiliary(self, pre_BF: torch.Tensor, x_BS: torch.Tensor, y_BT: torch.Tensor) -> None:
+    def auxiliary(self, pre_BF: torch.Tensor, x_BS: torch.Tensor, y_BT: torch.Tensor, facts: StepFacts) -> None:
         """There is none."""
 
     def finish(self, totals: BatchTotals, facts: StepFacts) -> None:

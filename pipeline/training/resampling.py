@@ -50,12 +50,16 @@ class Resampler:
         facts: StepFacts,
         clear_moments: ClearMoments,
     ) -> None:
-        """Restart the dead latents; every rank calls it with its rows and their losses."""
+        """Restart the dead latents; every rank calls it with its rows, its part of their losses and its latents."""
         self._done.fill_(self._num_due(facts))
+        latents = facts.world.latents
+        latents.all_reduce_sum(loss_B)
         dead = dead_F.nonzero().squeeze(1)
+        counts = latents.all_gather(torch.tensor(len(dead), device=dead.device))
         priority_B = self._priority(loss_B, facts)
-        drawn_NS = draw_rows(x_BS, priority_B, min(len(dead), facts.num_rows), facts.world)
-        self._restart(dead[: len(drawn_NS)], drawn_NS, dead_F, clear_moments)
+        drawn_NS = draw_rows(x_BS, priority_B, min(int(counts.sum()), facts.num_rows), facts.world.rows)
+        mine_NS = drawn_NS[int(counts[: latents.rank].sum()) :][: len(dead)]
+        self._restart(dead[: len(mine_NS)], mine_NS, self._encoder_norm(dead_F, latents), clear_moments)
 
     def state(self) -> dict[str, torch.Tensor]:
         """See ``objective.Objective``."""
@@ -73,15 +77,21 @@ class Resampler:
         weight_B = loss_B.double().clamp(min=1e-12) ** self._activation.resample_exponent
         return (weight_B / exponential_B).float().clamp(min=torch.finfo(torch.float32).tiny)
 
+    def _encoder_norm(self, dead_F: torch.Tensor, latents: World) -> float:
+        """Mean norm of the encoder rows of latents that are not dead; 1 where all are."""
+        norms = torch.linalg.vector_norm(self._dictionary.encoder[~dead_F], dim=1)
+        total = torch.stack([norms.sum(dtype=torch.float64), (~dead_F).sum().double()])
+        latents.all_reduce_sum(total)
+        return float(total[0] / total[1]) if total[1] else 1.0
+
     def _restart(
-        self, latents: torch.Tensor, drawn_NS: torch.Tensor, dead_F: torch.Tensor, clear_moments: ClearMoments
+        self, latents: torch.Tensor, drawn_NS: torch.Tensor, alive_norm: float, clear_moments: ClearMoments
     ) -> None:
         if len(latents) == 0:
             return
         dictionary = self._dictionary
         direction_NS = torch.nn.functional.normalize(dictionary.centred(drawn_NS), dim=1)
-        alive = dictionary.encoder[~dead_F]
-        norm = ENCODER_SHARE * (torch.linalg.vector_norm(alive, dim=1).mean() if len(alive) else 1.0)
+        norm = ENCODER_SHARE * alive_norm
         dictionary.decoder[latents] = direction_NS
         if not dictionary.spec.tied:
             dictionary.encoder[latents] = direction_NS * norm

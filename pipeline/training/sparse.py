@@ -20,8 +20,11 @@ from pipeline.dictionaries.activations.topk import topk
 from pipeline.dictionaries.codes import SparseCodes
 from pipeline.dictionaries.dictionary import Dictionary
 from pipeline.training.kernels import Kernels
+from pipeline.training.objective import StepFacts
 from pipeline.training.parameters import gradient
+from pipeline.training.sharded_topk import keep_largest
 from pipeline.training.totals import BatchTotals
+from pipeline.training.world import World
 from schemas.activation import SelectedLatents
 
 
@@ -43,8 +46,10 @@ class SparsePasses:
         blocks.encode_into(out_BF, z_BS, dictionary.encoder, dictionary.b_enc, dictionary.blocks)
         return out_BF
 
-    def offset(self, x_BS: torch.Tensor, y_BT: torch.Tensor) -> torch.Tensor:
-        """[B, T] error before any latent: b_dec + skip - y."""
+    def offset(self, x_BS: torch.Tensor, y_BT: torch.Tensor, facts: StepFacts) -> torch.Tensor:
+        """[B, T] error before any latent: b_dec + skip - y; of ranks that share the dictionary the first one has it."""
+        if not facts.once:
+            return torch.zeros_like(y_BT)
         error_BT = self._dictionary.b_dec - y_BT
         if self._dictionary.skip is not None:
             error_BT.addmm_(x_BS, self._dictionary.skip.T)
@@ -67,8 +72,10 @@ class SparsePasses:
             b_enc_grad=gradient(dictionary.b_enc),
         )
 
-    def backward_offset(self, grad_BT: torch.Tensor, x_BS: torch.Tensor) -> None:
-        """Add the gradients of b_dec and of the skip."""
+    def backward_offset(self, grad_BT: torch.Tensor, x_BS: torch.Tensor, facts: StepFacts) -> None:
+        """Add the gradients of b_dec and of the skip, where ``offset`` is."""
+        if not facts.once:
+            return
         gradient(self._dictionary.b_dec).add_(grad_BT.sum(0))
         if self._dictionary.skip is not None:
             gradient(self._dictionary.skip).addmm_(grad_BT.T, x_BS)
@@ -81,19 +88,21 @@ class SparsePasses:
 
     def auxiliary(
         self, error_BT: torch.Tensor, z_BS: torch.Tensor, dead: torch.Tensor, pre_BD: torch.Tensor,
-        activation: SelectedLatents, totals: BatchTotals,
+        activation: SelectedLatents, totals: BatchTotals, facts: StepFacts,
     ) -> None:  # fmt: skip
         """AuxK: ``dead`` int64 [D] latents, ``pre_BD`` their pre-activations."""
-        num_slots = min(activation.aux_k, len(dead))
+        num_slots = min(activation.aux_k, facts.num_dead)
         if num_slots == 0 or activation.aux_coefficient == 0:
             return
         share = num_slots / activation.aux_k
-        found = topk(pre_BD, num_slots)
+        latents = facts.world.latents
+        found = largest(pre_BD, num_slots, latents)
         codes = SparseCodes(found.values, dead[found.indices])
         # r - r^ = (y - y^) - r^ = -(error + r^), so the error grows by r^ and the gradient keeps its sign.
-        missing_BT = error_BT.clone()
+        missing_BT = error_BT * facts.once
         self.add_decoded(codes, missing_BT)
-        totals.auxiliary += share * squares(missing_BT)
+        latents.all_reduce_sum(missing_BT)
+        totals.auxiliary += facts.once * share * squares(missing_BT)
         self.backward(codes, missing_BT.mul_(2 * share * activation.aux_coefficient), z_BS)
 
     def count(self, codes: SparseCodes, totals: BatchTotals) -> None:
@@ -101,6 +110,11 @@ class SparsePasses:
         active_BK = codes.values > 0
         totals.num_active += active_BK.sum()
         totals.fired += torch.bincount(codes.indices[active_BK], minlength=self._dictionary.num_latents)
+
+
+def largest(pre_BF: torch.Tensor, k: int, latents: World) -> SparseCodes:
+    """This rank's part of the k largest pre-activations of each row, negative ones cut to 0."""
+    return keep_largest(topk(pre_BF, min(k, pre_BF.shape[1])), k, latents)
 
 
 def squares(rows_BT: torch.Tensor) -> torch.Tensor:

@@ -14,11 +14,10 @@ from collections.abc import Sequence
 
 import torch
 
-from pipeline.dictionaries.activations.topk import topk
 from pipeline.dictionaries.dictionary import Dictionary
 from pipeline.training.kernels import Kernels
 from pipeline.training.objective import ClearMoments, StepFacts
-from pipeline.training.sparse import SparsePasses, squares
+from pipeline.training.sparse import SparsePasses, largest, squares
 from pipeline.training.totals import BatchTotals
 from schemas.activation import TopK
 
@@ -47,20 +46,21 @@ class TopKObjective:
         del block
         z_BS = self._dictionary.centred(x_BS)
         pre_BF = self._passes.pre_activations(z_BS)
-        offset_BT = self._passes.offset(x_BS, y_BT)
-        codes = topk(pre_BF, self._activation.k)
+        offset_BT = self._passes.offset(x_BS, y_BT, facts)
+        codes = largest(pre_BF, self._activation.k, facts.world.latents)
         error_BT = offset_BT.clone() if self._activation.multi_k else offset_BT
         self._passes.add_decoded(codes, error_BT)
-        totals.error += squares(error_BT)
+        facts.world.latents.all_reduce_sum(error_BT)
+        totals.error += facts.once * squares(error_BT)
         self._passes.count(codes, totals)
         grad_BT = error_BT * 2
         self._passes.backward(codes, grad_BT, z_BS)
-        self._passes.backward_offset(grad_BT, x_BS)
+        self._passes.backward_offset(grad_BT, x_BS, facts)
         if self._activation.multi_k:
-            self._add_multi(pre_BF, offset_BT, x_BS, z_BS, totals)
-        if facts.dead.any():
+            self._add_multi(pre_BF, offset_BT, x_BS, z_BS, totals, facts)
+        if facts.num_dead:
             dead = facts.dead.nonzero().squeeze(1)
-            self._passes.auxiliary(error_BT, z_BS, dead, pre_BF.index_select(1, dead), self._activation, totals)
+            self._passes.auxiliary(error_BT, z_BS, dead, pre_BF.index_select(1, dead), self._activation, totals, facts)
 
     def normaliser(self, totals: BatchTotals, num_rows: int) -> float:
         """The batch's total variance."""
@@ -95,10 +95,12 @@ class TopKObjective:
         x_BS: torch.Tensor,
         z_BS: torch.Tensor,
         totals: BatchTotals,
+        facts: StepFacts,
     ) -> None:
-        codes = topk(pre_BF, self._activation.multi_k)
+        codes = largest(pre_BF, self._activation.multi_k, facts.world.latents)
         self._passes.add_decoded(codes, error_BT)
-        totals.penalty += squares(error_BT)
+        facts.world.latents.all_reduce_sum(error_BT)
+        totals.penalty += facts.once * squares(error_BT)
         grad_BT = error_BT.mul_(2 * self._activation.multi_coefficient)
         self._passes.backward(codes, grad_BT, z_BS)
-        self._passes.backward_offset(grad_BT, x_BS)
+        self._passes.backward_offset(grad_BT, x_BS, facts)

@@ -10,15 +10,22 @@ from __future__ import annotations
 
 import torch
 
+from pipeline.training.world import World
+
 _NUM_SCALARS = 7
 
 
 class BatchTotals:
-    """Sums over rows; all fields are views of ``flat``."""
+    """Sums over rows; all fields are views of ``flat``.
+
+    Where ranks hold a dictionary together, ``fired`` is of this rank's latents and everything else a part of the sum:
+    what all of them know, such as the error, is added once (``StepFacts.once``).
+    """
 
     def __init__(self, width_target: int, num_latents: int, device: torch.device) -> None:
         self.flat = torch.zeros(_NUM_SCALARS + width_target + num_latents, dtype=torch.float64, device=device)
         scalars, self.target_sum, self.fired = torch.split(self.flat, [_NUM_SCALARS, width_target, num_latents])
+        self._of_all_latents = self.flat[: _NUM_SCALARS + width_target]
         (
             self.error, self.auxiliary, self.penalty, self.num_active, self.target_square, self.power, self.next_power,
         ) = scalars.unbind()  # fmt: skip
@@ -30,6 +37,14 @@ class BatchTotals:
     def clear(self) -> None:
         """Back to zero for the next batch."""
         self.flat.zero_()
+
+    def reduce(self, world: World) -> None:
+        """The sums over all ranks."""
+        if world.latents.size == 1:
+            world.all_reduce_sum(self.flat)
+        else:
+            world.all_reduce_sum(self._of_all_latents)
+            world.rows.all_reduce_sum(self.fired)
 
     def add_targets(self, y_BT: torch.Tensor) -> None:
         """Add the rows' contribution to the variance."""

@@ -25,7 +25,7 @@ from pipeline.training.kernels import Kernels
 from pipeline.training.objective import StepFacts
 from pipeline.training.objectives import objective_of
 from pipeline.training.optimiser import optimiser_of
-from pipeline.training.parameters import flat_gradients
+from pipeline.training.parameters import flat_gradients, gradient
 from pipeline.training.totals import BatchTotals
 from pipeline.training.world import World
 from schemas.errors import DivergenceError
@@ -73,13 +73,13 @@ class DictionaryTrainer:
             DivergenceError: loss or gradient is not finite; the weights are as before the step.
         """
         dead_F = self.rows_since_fired >= self._objective.dead_after_tokens
-        facts = StepFacts(num_rows, self.num_steps, progress, dead_F, world, row_ids)
+        facts = StepFacts(num_rows, self.num_steps, progress, dead_F, _num_dead(dead_F, world), world, row_ids)
         sources = self._accumulate(acts, facts)
-        world.all_reduce_sum(self._gradients)
-        world.all_reduce_sum(self._totals.flat)
+        world.rows.all_reduce_sum(self._gradients)
+        self._totals.reduce(world)
         normaliser = self._objective.normaliser(self._totals, num_rows)
-        metrics = self._measure(normaliser, num_rows, dead_F)
-        metrics["grad_norm"] = self._finish_gradients(normaliser)
+        metrics = self._measure(normaliser, num_rows, facts.num_dead)
+        metrics["grad_norm"] = self._finish_gradients(normaliser, world)
         self._require_finite(metrics)
         self._update(factor)
         self._objective.finish(sources, self._totals, facts, self._optimiser.clear)
@@ -108,35 +108,51 @@ class DictionaryTrainer:
         x_BS = self.dictionary.join_sources(acts)
         is_autoencoder = self.dictionary.d_target == self.dictionary.d_source
         y_BT = x_BS if is_autoencoder else self.dictionary.join_targets(acts)
-        self._totals.add_targets(y_BT)
-        block_rows = max(1, BLOCK_ELEMENTS // self.dictionary.num_latents)
+        if facts.once:
+            self._totals.add_targets(y_BT)
+        # Of the largest shard, so that ranks which hold the dictionary together have the same blocks.
+        num_latents = -(-self.dictionary.spec.num_latents // facts.world.latents.size)
+        block_rows = max(1, BLOCK_ELEMENTS // num_latents)
         sources, targets = torch.split(x_BS, block_rows), torch.split(y_BT, block_rows)
         self._objective.prepare(sources, facts)
         for index, (x_block, y_block) in enumerate(zip(sources, targets, strict=True)):
             self._objective.accumulate(index, x_block, y_block, self._totals, facts)
         return sources
 
-    def _measure(self, normaliser: float, num_rows: int, dead_F: torch.Tensor) -> dict[str, float]:
+    def _measure(self, normaliser: float, num_rows: int, num_dead: int) -> dict[str, float]:
         totals = self._totals
         return {
             "loss": self._objective.loss_sum(totals) / normaliser,
             "fvu": float(totals.error) / totals.variance(num_rows),
             "l0": float(totals.num_active) / num_rows,
-            "dead_share": float(dead_F.double().mean()),
+            "dead_share": num_dead / self.dictionary.spec.num_latents,
             "aux_loss": float(totals.auxiliary) / normaliser,
         }
 
-    def _finish_gradients(self, normaliser: float) -> float:
+    def _finish_gradients(self, normaliser: float, world: World) -> float:
         """Sums to means, constraint, clipping; returns the norm before clipping."""
         self._gradients.div_(normaliser)
         self._objective.complete_gradients()
+        for parameter in self.dictionary.shared_parameters():
+            world.latents.all_reduce_sum(gradient(parameter))
         self.dictionary.zero_outside_blocks(of_gradients=True)
         if self.dictionary.spec.activation.has_unit_decoder:
             constraint.make_tangential(self.dictionary)
-        norm = float(torch.linalg.vector_norm(self._gradients))
+        norm = self._gradient_norm(world)
         if 0 < self._max_gradient_norm < norm:
             self._gradients.mul_(self._max_gradient_norm / norm)
         return norm
+
+    def _gradient_norm(self, world: World) -> float:
+        """Over all latents, those of other ranks too."""
+        if world.latents.size == 1:
+            return float(torch.linalg.vector_norm(self._gradients))
+        shared = {id(parameter) for parameter in self.dictionary.shared_parameters()}
+        squares = self._gradients.new_zeros(2, dtype=torch.float64)
+        for parameter in self.dictionary.parameters():
+            squares[int(id(parameter) in shared)] += torch.linalg.vector_norm(gradient(parameter)).double().square()
+        world.latents.all_reduce_sum(squares[:1])
+        return math.sqrt(float(squares.sum()))
 
     def _update(self, factor: float) -> None:
         self._optimiser.step(self.dictionary.spec.learning_rate * factor)
@@ -154,3 +170,9 @@ class DictionaryTrainer:
                 "the last checkpoint is kept. Lower learning_rate, raise schedule.warmup_fraction, or look for "
                 "NaN in the store (num_nan and num_inf of its statistics)"
             )
+
+
+def _num_dead(dead_F: torch.Tensor, world: World) -> int:
+    count = dead_F.sum()
+    world.latents.all_reduce_sum(count)
+    return int(count)

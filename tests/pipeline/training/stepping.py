@@ -16,6 +16,7 @@ from pipeline.training.kernels import Kernels, TorchKernels
 from pipeline.training.objective import StepFacts
 from pipeline.training.objectives import objective_of
 from pipeline.training.parameters import flat_gradients, gradient
+from pipeline.training.shards import latents_of
 from pipeline.training.totals import BatchTotals
 from pipeline.training.world import SingleWorld, World
 from schemas.dictionary import DictionarySpec
@@ -94,7 +95,7 @@ def measure(
     world = world or SingleWorld()
     num_rows = num_rows or len(x)
     dead = torch.zeros(dictionary.num_latents, dtype=torch.bool) if dead is None else dead
-    facts = StepFacts(num_rows, 0, progress, dead, world, np.arange(len(x)))
+    facts = StepFacts(num_rows, 0, progress, dead, int(dead.sum()), world, np.arange(len(x)))
     totals = BatchTotals(y.shape[1], dictionary.num_latents, torch.device("cpu"))
     totals.add_targets(y)
     sources = torch.split(x, block_rows)
@@ -205,6 +206,25 @@ def on_ranks(size: int, work: Callable[[World], Any], *, latent_shards: int = 1)
     if errors:
         raise next((error for error in errors if not isinstance(error, threading.BrokenBarrierError)), errors[0])
     return results
+
+
+def shard_of(dictionary: Dictionary, latents: World) -> Dictionary:
+    """The part of a whole dictionary that a rank of ``latents`` holds."""
+    mine = latents_of(dictionary.spec.num_latents, latents)
+    shard = Dictionary(
+        dictionary.spec, dictionary.d_source, dictionary.d_target, dictionary.scales, latents=mine,
+        dtype=dictionary.b_dec.dtype,
+    )  # fmt: skip
+    shard.load_state_dict(slice_of(dictionary.state_dict(), dictionary.spec.num_latents, mine))
+    return shard
+
+
+def slice_of(tensors: Mapping[str, torch.Tensor], num_latents: int, latents: range) -> dict[str, torch.Tensor]:
+    """Rows of the latents, of all tensors that have a row for each latent; in tests no other size is that number."""
+    return {
+        name: tensor[latents.start : latents.stop] if tensor.shape[:1] == (num_latents,) else tensor
+        for name, tensor in tensors.items()
+    }
 
 
 def shares(num_rows: int, size: int) -> Sequence[slice]:

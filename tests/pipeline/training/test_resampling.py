@@ -23,7 +23,7 @@ DEAD = [3, 7, 8]
 
 
 def facts_of(world: World, row_ids: np.ndarray[Any, Any], num_steps: int = 9) -> StepFacts:
-    return StepFacts(B, num_steps, 0.5, torch.zeros(F, dtype=torch.bool), world, row_ids)
+    return StepFacts(B, num_steps, 0.5, torch.zeros(F, dtype=torch.bool), 0, world, row_ids)
 
 
 def resample(
