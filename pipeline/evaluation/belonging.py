@@ -7,6 +7,7 @@ from importlib import metadata
 from typing import Any
 
 from pipeline.evaluation.trained import Trained
+from pipeline.store.arriving import FeedStore
 from pipeline.store.joined import AnyStore, JoinedStore, first_of
 from pipeline.tokens.table import TokenTable, load_spec_tokenizer
 from pipeline.tokens.tokenizer import Tokenizer
@@ -73,7 +74,7 @@ def _require_points(store: AnyStore, trained: Trained) -> None:
             )
 
 
-def require_model(store: AnyStore, identity: Mapping[str, Any]) -> None:
+def require_model(store: FeedStore, identity: Mapping[str, Any]) -> None:
     """Refuse a model other than the store's; it may compute in another precision.
 
     Raises:

@@ -72,7 +72,7 @@ class GradientTaker:
         """
         outputs: list[Any] = []
         try:
-            with torch.enable_grad(), _in_fixed_order(token_ids.device):
+            with torch.enable_grad(), in_fixed_order(token_ids.device):
                 captured, mutated = capture(
                     lambda: outputs.append(run_network()),
                     self._sites,
@@ -98,5 +98,6 @@ class GradientTaker:
         return found | {f"{name}{GRADIENT}": tensor for name, tensor in zip(wanted, taken, strict=True)}, mutated
 
 
-def _in_fixed_order(device: torch.device) -> AbstractContextManager[Any]:
+def in_fixed_order(device: torch.device) -> AbstractContextManager[Any]:
+    """Attention whose gradients are the same bytes each time."""
     return sdpa_kernel(SDPBackend.MATH) if device.type == "cuda" else nullcontext()

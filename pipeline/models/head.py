@@ -90,6 +90,25 @@ class Head:
             found[kept] = torch.cat(parts)
         return found
 
+    def divergence(self, clean: Any, spliced: Any, counted: Tensor) -> tuple[float, Tensor]:
+        """KL(clean || spliced) of the predictions made at ``counted`` bool ``[B, L]``, in nats, summed in float64; and
+        its gradient ``[B, L, D]`` with respect to ``spliced.last_hidden_state``. Raises as ``cross_entropy``."""
+        states: Tensor = spliced.last_hidden_state.detach()
+        found, total = torch.zeros_like(states), 0.0
+        parts = []
+        for rows, truth in self._slices(states[counted], clean.last_hidden_state[counted]):
+            with torch.no_grad():
+                expected = functional.log_softmax(self._logits(clean, truth).float(), dim=-1)
+            with torch.enable_grad():
+                leaf = rows.detach().requires_grad_()
+                given = functional.log_softmax(self._logits(spliced, leaf).float(), dim=-1)
+                divergence = functional.kl_div(given, expected, log_target=True, reduction="none").sum(1)
+            total += float(divergence.detach().double().sum())
+            parts.append(torch.autograd.grad(divergence.sum(), leaf)[0])
+        if parts:
+            found[counted] = torch.cat(parts)
+        return total, found
+
     def _logits(self, output: Any, rows: Tensor) -> Tensor:
         """``[N, D]`` -> ``[N, V]`` by the model's own forward."""
         self._given.output = type(output)(last_hidden_state=rows[None])

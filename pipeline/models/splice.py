@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -81,7 +82,7 @@ class SplicedForward:
         (name,) = self._targets
         return batch.loss({name: replace(batch.activations[name], batch.activations)})
 
-    def _run_clean(self, token_ids: Tensor) -> tuple[object, dict[str, Tensor], Any]:
+    def _run_clean(self, token_ids: Tensor) -> tuple[Any, dict[str, Tensor], Any]:
         """The backbone's output, activations, and the output of the block before the first hook point."""
         before: list[Any] = []
         captured: dict[str, Tensor] = {}
@@ -100,8 +101,15 @@ class SplicedForward:
             final = run_backbone(self._backbone, token_ids, None, takes_mask=True)
         return final, captured, before[0] if before else None
 
-    def _run_spliced(self, token_ids: Tensor, before: Any, replacements: Mapping[str, Tensor]) -> object:
-        """The backbone's output with the given tensors in the places of the network's own."""
+    def _run_spliced(
+        self,
+        token_ids: Tensor,
+        before: Any,
+        replacements: Mapping[str, Tensor],
+        watch: Mapping[str, Callable[[Tensor], None]] = MappingProxyType({}),
+    ) -> Any:
+        """The backbone's output with the given tensors in the places of the network's own. ``watch`` is called with
+        what passes some other hook points then."""
         unknown = [name for name in replacements if name not in self._targets]
         assert not unknown, f"{unknown} are not among the hook points to be replaced"
         layers = [
@@ -112,6 +120,8 @@ class SplicedForward:
             for name, tensor in replacements.items():
                 for handle in substitute(self._sites[name], _giving(name, tensor)):
                     stack.callback(handle.remove)
+            for name, keep in watch.items():
+                stack.callback(tap(self._sites[name], keep).remove)
             resumed = with_layers(self._backbone, self._layers_path, layers)
             return run_backbone(resumed, token_ids, None, takes_mask=True)
 

@@ -1,4 +1,4 @@
-"""Which rows are of one context: what the quality of a shuffle is measured by."""
+"""Which rows are of one context: what the quality of a shuffle is measured by, and where a context begins."""
 
 from __future__ import annotations
 
@@ -28,6 +28,17 @@ class ContextIndex:
         chunks, places = np.unique(rows // self._chunk_rows, return_inverse=True)
         within = np.unpackbits(self._bits[chunks], axis=1, count=self._chunk_rows).cumsum(axis=1, dtype=np.int64)
         return np.asarray(self._before[chunks][places] + within[places, rows % self._chunk_rows] - 1)
+
+    @property
+    def num_contexts(self) -> int:
+        """Contexts of the store."""
+        return int(self._before[-1])
+
+    def first_row(self, context: int) -> int:
+        """The row that a context begins with."""
+        chunk = int(np.searchsorted(self._before, context, side="right")) - 1
+        begins = np.flatnonzero(np.unpackbits(self._bits[chunk], count=self._chunk_rows))
+        return chunk * self._chunk_rows + int(begins[context - self._before[chunk]])
 
 
 class ContextPairs:
