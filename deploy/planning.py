@@ -8,6 +8,9 @@ from schemas.pipeline import AnyJob
 from schemas.plan import Count, JobPlan, Plan, PlanAssumptions, ReusePlan, StorePlan, TrainPlan
 from workers.progress import clock_time
 
+_SHOWN_DICTIONARIES = 12
+"""Of a train job with many; ``--json`` has all."""
+
 
 def plan(
     job: AnyJob, prices: str | None, *, tokens_per_s: float | None, flop_per_s: float | None, measured: bool
@@ -76,10 +79,19 @@ def _train(train: TrainPlan) -> dict[str, str]:
         "rows": f"{_count(train.rows_per_epoch)} an epoch, {train.epochs:.3g} epochs, {train.steps:,} steps",
         "reads": f"{about_bytes(train.read_bytes)}, {train.gets:,} GET where the store is remote",
         **({"rows in Ray's object store": f"up to {about_bytes(train.block_bytes)}"} if train.block_bytes else {}),
-        "memory of a rank": f"{about_bytes(train.memory_bytes)} for weights, gradients and Adam, "
+        "memory of a rank": f"{about_bytes(train.memory_bytes)} for weights, gradients and optimiser, "
         f"{about_bytes(train.window_bytes)} for rows",
     }
-    return facts | {f"  {name}": about_bytes(size) for name, size in train.dictionary_bytes.items()}
+    return facts | _dictionaries(train.dictionary_bytes)
+
+
+def _dictionaries(sizes: dict[str, int]) -> dict[str, str]:
+    """A line for each, of a long sweep for the first of them."""
+    shown = list(sizes.items())[: _SHOWN_DICTIONARIES if len(sizes) > _SHOWN_DICTIONARIES + 1 else len(sizes)]
+    facts = {f"  {name}": about_bytes(size) for name, size in shown}
+    if rest := list(sizes)[len(shown) :]:
+        facts[f"  and {len(rest)} more"] = f"{rest[0]} .. {rest[-1]}"
+    return facts
 
 
 def _reuse(found: ReusePlan, currency: str) -> str:

@@ -153,7 +153,7 @@ class TrainPlan(Spec):
     gets: NonNegativeInt
     """Reading requests, where the store is remote."""
     dictionary_bytes: dict[str, int]
-    """dictionary -> weights, gradients and Adam's moments on one rank."""
+    """dictionary -> weights, gradients and what the optimiser remembers, on one rank."""
     memory_bytes: NonNegativeInt
     """The same of all dictionaries on one rank."""
     window_bytes: NonNegativeInt

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from schemas.dictionary import DictionarySpec
 from schemas.fields import Name, Spec, Url
+from schemas.sweep import Sweep, expand
 
 
 class RowFilter(Spec):
@@ -69,7 +70,7 @@ class TrainSpec(Spec):
     """Store URL, or ``${NAME}`` of a collect job of the same pipeline. Several stores of one token table (of several
     models, or snapshots of one training) by names of your own: their rows are joined, and hook point H of the store N
     is ``N/H``."""
-    dictionaries: Annotated[list[DictionarySpec], Field(min_length=1)]
+    dictionaries: list[DictionarySpec] = []
     """What to train; all are fed from one read."""
     feed: Literal["stored", "follow", "live", "tee"] = "stored"
     """Where rows come from. ``stored``: a complete store. The others train while the collect job of ``store`` runs,
@@ -91,6 +92,9 @@ class TrainSpec(Spec):
     normalise: Literal["mean_norm", "none"] = "mean_norm"
     """``mean_norm``: scale each hook point to a mean row norm of sqrt(d_model), by the store's statistics; of feeds
     other than ``stored`` by those of its first 65,536 rows."""
+    sweep: list[Sweep] = []
+    """More dictionaries, said in few words; one sweep or a list of them. They are put behind those of ``dictionaries``
+    when the spec is read: all that comes after knows the long list only."""
     max_gradient_norm: NonNegativeFloat = 1.0
     """Clip the gradient of each dictionary to this norm; 0: no clipping."""
     checkpoint_every_steps: NonNegativeInt = 200
@@ -129,7 +133,14 @@ class TrainSpec(Spec):
             )
         if self.feed == "live" and not self.num_tokens and self.num_epochs > 1:
             raise ValueError(
+    @model_validator(mode="before")
+    @classmethod
+    def _expanded(cls, data: Any) -> Any:
+        return expand(data)
+
                 f"feed live keeps no row, so there is one epoch only; num_epochs is {self.num_epochs:g}: set it to 1 "
                 "or less and collect more tokens, or use feed: tee or follow"
+        if not self.dictionaries:
+            raise ValueError("nothing to train: give dictionaries, or a sweep")
             )
         return self
