@@ -8,6 +8,7 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, Pos
 
 from schemas.dictionary import DictionarySpec
 from schemas.fields import Name, Spec, Url
+from schemas.optimiser import Muon
 from schemas.sweep import Sweep, expand
 
 
@@ -47,7 +48,14 @@ class TrainWorkers(Spec):
     """Resources of training. Never part of a fingerprint."""
 
     num_workers: PositiveInt = 1
-    """Data-parallel ranks. Results do not depend on it but for the order of float additions."""
+    """Ranks. Results do not depend on their number but for the order of float additions."""
+    latent_shards: PositiveInt = 1
+    """Ranks that hold a dictionary together, each a slice of its latents, and see the same rows: for dictionaries that
+    are too wide for one device. It divides ``num_workers``; the rows of a batch are shared out among
+    num_workers / latent_shards such groups. Results do not depend on it but for the order of float additions."""
+    min_workers: NonNegativeInt = 0
+    """Elastic training: start with as many ranks as there is room for now, at least these and at most ``num_workers``,
+    go on with fewer when a node is lost and with more when one comes. 0: always ``num_workers``."""
     cpus_per_worker: Annotated[float, Field(gt=0)] = 1
     """CPU cores (and torch threads) of a rank."""
     use_gpu: bool = False
@@ -57,6 +65,19 @@ class TrainWorkers(Spec):
     blocks_ahead: NonNegativeInt = 0
     """Feeds ``live`` and ``tee``: units that may wait in Ray's object store for the slowest rank; 0: those of one
     window of the order and one more for each forward process."""
+
+    @model_validator(mode="after")
+    def _ranks_form_groups(self) -> Self:
+        if self.num_workers % self.latent_shards:
+            raise ValueError(f"latent_shards ({self.latent_shards}) must divide num_workers ({self.num_workers})")
+        if self.min_workers > self.num_workers:
+            raise ValueError(f"min_workers ({self.min_workers}) is more than num_workers ({self.num_workers})")
+        if self.min_workers and self.latent_shards > 1:
+            raise ValueError(
+                f"min_workers lets Ray choose any number of ranks, of which latent_shards ({self.latent_shards}) may "
+                "not be a divisor: set min_workers to 0, or latent_shards to 1"
+            )
+        return self
 
 
 class TrainSpec(Spec):
@@ -72,6 +93,9 @@ class TrainSpec(Spec):
     is ``N/H``."""
     dictionaries: list[DictionarySpec] = []
     """What to train; all are fed from one read."""
+    sweep: list[Sweep] = []
+    """More dictionaries, said in few words; one sweep or a list of them. They are put behind those of ``dictionaries``
+    when the spec is read: all that comes after knows the long list only."""
     feed: Literal["stored", "follow", "live", "tee"] = "stored"
     """Where rows come from. ``stored``: a complete store. The others train while the collect job of ``store`` runs,
     the first epoch in the order in which rows are collected, mixed window by window: ``follow`` reads the store as it
@@ -92,9 +116,6 @@ class TrainSpec(Spec):
     normalise: Literal["mean_norm", "none"] = "mean_norm"
     """``mean_norm``: scale each hook point to a mean row norm of sqrt(d_model), by the store's statistics; of feeds
     other than ``stored`` by those of its first 65,536 rows."""
-    sweep: list[Sweep] = []
-    """More dictionaries, said in few words; one sweep or a list of them. They are put behind those of ``dictionaries``
-    when the spec is read: all that comes after knows the long list only."""
     max_gradient_norm: NonNegativeFloat = 1.0
     """Clip the gradient of each dictionary to this norm; 0: no clipping."""
     checkpoint_every_steps: NonNegativeInt = 200
@@ -113,11 +134,42 @@ class TrainSpec(Spec):
         """Of the one store, or of all that are joined."""
         return [self.store] if isinstance(self.store, str) else list(self.store.values())
 
+    @model_validator(mode="before")
+    @classmethod
+    def _expanded(cls, data: Any) -> Any:
+        return expand(data)
+
     @model_validator(mode="after")
     def _distinct_names(self) -> Self:
+        if not self.dictionaries:
+            raise ValueError("nothing to train: give dictionaries, or a sweep")
         names = [dictionary.name for dictionary in self.dictionaries]
         if len(set(names)) != len(names):
             raise ValueError(f"two dictionaries have one name: {names}")
+        return self
+
+    @model_validator(mode="after")
+    def _latents_can_be_sharded(self) -> Self:
+        shards = self.workers.latent_shards
+        if shards == 1:
+            return self
+        if self.feed in {"live", "tee"}:
+            raise ValueError(
+                f"feed {self.feed} hands every row to one rank, workers.latent_shards ({shards}) ranks need it: "
+                "use feed: stored or follow, or latent_shards: 1"
+            )
+        for one in self.dictionaries:
+            groups = one.groups if isinstance(one.groups, str) else "a list"
+            unfit = {
+                f"groups ({groups}) other than one": groups != "one",
+                "optimiser muon, which mixes the latents of a whole matrix": isinstance(one.optimiser, Muon),
+                f"{one.num_latents} latents, fewer than shards": one.num_latents < shards,
+            }
+            if found := [why for why, holds in unfit.items() if holds]:
+                raise ValueError(
+                    f"dictionary {one.name!r} cannot lie on {shards} ranks (workers.latent_shards): it has {found[0]}; "
+                    "train it in a job with latent_shards: 1"
+                )
         return self
 
     @model_validator(mode="after")
@@ -133,14 +185,7 @@ class TrainSpec(Spec):
             )
         if self.feed == "live" and not self.num_tokens and self.num_epochs > 1:
             raise ValueError(
-    @model_validator(mode="before")
-    @classmethod
-    def _expanded(cls, data: Any) -> Any:
-        return expand(data)
-
                 f"feed live keeps no row, so there is one epoch only; num_epochs is {self.num_epochs:g}: set it to 1 "
                 "or less and collect more tokens, or use feed: tee or follow"
-        if not self.dictionaries:
-            raise ValueError("nothing to train: give dictionaries, or a sweep")
             )
         return self

@@ -61,7 +61,7 @@ def plan_training(spec: TrainSpec, planned: Mapping[str, PlannedStore], assumpti
     steps = schedule.total_steps(rows, max(1, epoch.value), spec.batch_rows)
     done = _steps_done(spec, notes)
     share = max(0, steps - done) / steps
-    epochs, ranks = share * rows / max(1, epoch.value), spec.workers.num_workers
+    epochs, ranks, shards = share * rows / max(1, epoch.value), spec.workers.num_workers, spec.workers.latent_shards
     chunks = layout.num_units(source.rows.value, source.chunk_rows)
     read = int(epochs * ranks * source.rows.value * sum(source.row_bytes[point] for point in points))
     gets = int(epochs * ranks * chunks * len(points))
@@ -72,9 +72,11 @@ def plan_training(spec: TrainSpec, planned: Mapping[str, PlannedStore], assumpti
         steps=max(0, steps - done),
         read_bytes=read,
         gets=gets,
-        dictionary_bytes={one.name: memory.required_bytes([one], source.hook_points) for one in spec.dictionaries},
-        memory_bytes=memory.required_bytes(spec.dictionaries, source.hook_points),
-        window_bytes=_BUFFERS * window // ranks,
+        dictionary_bytes={
+            one.name: memory.required_bytes([one], source.hook_points, shards) for one in spec.dictionaries
+        },
+        memory_bytes=memory.required_bytes(spec.dictionaries, source.hook_points, shards),
+        window_bytes=_BUFFERS * window * shards // ranks,
     )
     urls = [spec.store] if isinstance(spec.store, str) else [*spec.store.values()]
     is_local = all(Objects(url).is_local for url in urls)
@@ -167,4 +169,6 @@ def _require_memory(spec: TrainSpec, widths: dict[str, int], assumptions: PlanAs
         return
     else:
         available = memory.available_bytes(torch.device("cuda" if workers.use_gpu else "cpu"))
-    memory.require_memory(spec.dictionaries, widths, available=available, ranks_per_node=ranks)
+    memory.require_memory(
+        spec.dictionaries, widths, available=available, ranks_per_node=ranks, latent_shards=workers.latent_shards
+    )

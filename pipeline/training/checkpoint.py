@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -55,12 +55,18 @@ class Checkpoints:
         return sorted(int(match[1]) for match in matches if match)
 
     def write(
-        self, progress: Progress, identity: Mapping[str, Any], states: Mapping[str, Mapping[str, torch.Tensor]]
+        self,
+        progress: Progress,
+        identity: Mapping[str, Any],
+        states: Iterable[tuple[str, Mapping[str, torch.Tensor]]],
     ) -> None:
-        """Write one and drop all but the last two. ``states``: dictionary name -> ``DictionaryTrainer.state()``."""
+        """Write one and drop all but the last two.
+
+        ``states``: dictionary name and whole ``DictionaryTrainer.state()``, of which one is held at a time.
+        """
         folder = f"{progress.step:09d}"
         digests = {}
-        for name, tensors in states.items():
+        for name, tensors in states:
             data = safetensors.torch.save({key: value.cpu().contiguous() for key, value in tensors.items()})
             digests[name] = hashlib.sha256(data).hexdigest()
             self._objects.write(f"{folder}/{name}.safetensors", data)

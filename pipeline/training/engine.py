@@ -12,7 +12,8 @@ Every rank calls ``train`` with the same spec and its own ``World``:
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Generator
 from contextlib import closing
 from typing import Any
 
@@ -22,7 +23,7 @@ from pipeline.order.feed import FeedBatch, FeedState, RowFeed
 from pipeline.store.arriving import FeedStore
 from pipeline.store.joined import open_any
 from pipeline.store.objects import Objects
-from pipeline.training import memory, result, resume, schedule
+from pipeline.training import memory, result, resume, schedule, shards
 from pipeline.training.checkpoint import Checkpoints, Progress
 from pipeline.training.clock import Clock
 from pipeline.training.identity import identity
@@ -108,8 +109,8 @@ class _Run:
             rows=spec.rows,
             order=spec.order,
             batch_rows=spec.batch_rows,
-            rank=world.rank,
-            world_size=world.size,
+            rank=world.rows.rank,
+            world_size=world.rows.size,
             first_in_order=spec.feed != "stored",
         )
         memory.require_memory(
@@ -117,9 +118,10 @@ class _Run:
             self._store.hook_points,
             available=memory.available_bytes(self._device),
             ranks_per_node=world.ranks_per_node,
+            latent_shards=world.latents.size,
         )
         trainers = result.start(
-            spec, self._store, self._points, feed.eligible, device=self._device, num_threads=num_threads
+            spec, self._store, self._points, feed.eligible, world.latents, device=self._device, num_threads=num_threads
         )
         progress = resume.restore(trainers, self._checkpoints, self._identity, world)
         names = ["jsonl", *spec.trackers] if world.rank == 0 else []
@@ -205,10 +207,20 @@ class _Run:
 
     def _checkpoint(self, trainers: list[DictionaryTrainer], progress: Progress, trackers: Trackers) -> None:
         """Metrics first: a resumed run drops lines after its checkpoint, it cannot bring back lines before it."""
+        states = self._whole_states(trainers)
         if self._world.rank == 0:
             trackers.flush()
-            states = {trainer.dictionary.spec.name: trainer.state() for trainer in trainers}
             self._checkpoints.write(progress, self._identity, states)
+        else:
+            deque(states, maxlen=0)
+
+    def _whole_states(
+        self, trainers: list[DictionaryTrainer]
+    ) -> Generator[tuple[str, dict[str, torch.Tensor]], None, None]:
+        """Name and state of one dictionary after the other, whole on rank 0; those that share it take part."""
+        for trainer in trainers if self._world.rows.rank == 0 else []:
+            one = trainer.dictionary.spec
+            yield one.name, shards.gather(trainer.state(), one.num_latents, self._world.latents)
 
     def _complete(self, trainers: list[DictionaryTrainer], progress: Progress, clock: Clock) -> dict[str, Any]:
         seconds, rate = clock.total(progress.rows)
@@ -221,9 +233,11 @@ class _Run:
             "reused": False,
             "dictionaries": progress.metrics,
         }
+        for trainer in trainers if self._world.rows.rank == 0 else []:
+            whole = shards.whole_dictionary(trainer.dictionary, self._world.latents)
+            if whole is not None:
+                result.write(self._spec, self._store, progress, whole)
         if self._world.rank == 0:
-            for trainer in trainers:
-                result.write(self._spec, self._store, progress, trainer.dictionary)
             record = {"format": 1, "identity": self._identity, "summary": summary}
             Objects(self._spec.output).write(COMPLETE, (json.dumps(record, indent=1) + "\n").encode())
         self._world.barrier()

@@ -20,20 +20,24 @@ def num_weights(spec: DictionarySpec, widths: dict[str, int]) -> int:
     return sum(parameter.numel() for parameter in _parameters(spec, widths))
 
 
-def required_bytes(specs: list[DictionarySpec], widths: dict[str, int]) -> int:
-    """Weights, gradients and what the optimiser remembers, of all dictionaries of a job on one rank."""
+def required_bytes(specs: list[DictionarySpec], widths: dict[str, int], latent_shards: int = 1) -> int:
+    """Weights, gradients and what the optimiser remembers, of all dictionaries of a job on one rank.
+
+    ``latent_shards``: ranks that hold a dictionary together; of the largest shard.
+    """
     return sum(
         _FLOAT_BYTES * parameter.numel() * (2 + num_moments(spec.optimiser, parameter))
         for spec in specs
-        for parameter in _parameters(spec, widths)
+        for parameter in _parameters(spec, widths, latent_shards)
     )
 
 
-def _parameters(spec: DictionarySpec, widths: dict[str, int]) -> list[torch.nn.Parameter]:
+def _parameters(spec: DictionarySpec, widths: dict[str, int], latent_shards: int = 1) -> list[torch.nn.Parameter]:
     """Shapes without memory."""
+    latents = range(-(-spec.num_latents // latent_shards))
     d_source = {point: widths[point] for point in spec.sources}
     d_target = {point: widths[point] for point in spec.target_points}
-    dictionary = Dictionary(spec, d_source, d_target, dict.fromkeys(widths, 1.0), device="meta")
+    dictionary = Dictionary(spec, d_source, d_target, dict.fromkeys(widths, 1.0), latents=latents, device="meta")
     return list(dictionary.parameters())
 
 
@@ -49,19 +53,24 @@ def available_bytes(device: torch.device) -> int:
 
 
 def require_memory(
-    specs: list[DictionarySpec], widths: dict[str, int], *, available: int, ranks_per_node: int = 1
+    specs: list[DictionarySpec],
+    widths: dict[str, int],
+    *,
+    available: int,
+    ranks_per_node: int = 1,
+    latent_shards: int = 1,
 ) -> None:
     """Refuse a job that cannot fit.
 
     Raises:
         ResourceError: with what each dictionary takes, the sum and what there is.
     """
-    required = required_bytes(specs, widths) * ranks_per_node
+    required = required_bytes(specs, widths, latent_shards) * ranks_per_node
     if required <= available:
         return
     lines = [
         f"  {spec.name}: {spec.num_latents:,} latents, {num_weights(spec, widths):,} weights, "
-        f"{_gib(required_bytes([spec], widths))} with gradient and optimiser"
+        f"{_gib(required_bytes([spec], widths, latent_shards))} a rank with gradient and optimiser"
         for spec in specs
     ]
     raise ResourceError(

@@ -14,10 +14,12 @@ from pipeline.dictionaries.geometric_median import geometric_median
 from pipeline.order.eligible import EligibleRows
 from pipeline.order.feed import scales
 from pipeline.store.arriving import FeedStore
-from pipeline.training import kernels
+from pipeline.training import kernels, shards
 from pipeline.training.checkpoint import Progress
+from pipeline.training.end_to_end_model import EndToEndModels
 from pipeline.training.sampling import sample_rows
 from pipeline.training.trainer import DictionaryTrainer
+from pipeline.training.world import World
 from schemas.dictionary import DictionaryRecord
 from schemas.train import TrainSpec
 
@@ -29,21 +31,30 @@ def start(
     store: FeedStore,
     points: Sequence[str],
     eligible: EligibleRows,
+    latents: World,
     *,
     device: torch.device,
     num_threads: int,
 ) -> list[DictionaryTrainer]:
-    """A trainer for each dictionary of the spec, at step 0; ``eligible`` are the rows that it is to see."""
+    """A trainer for each dictionary of the spec, at step 0, of the latents that this rank holds.
+
+    ``eligible``: the rows that it is to see.
+    """
     factors = scales(store, points, spec.normalise)
     means = {point: torch.tensor(store.statistics[point].mean, dtype=torch.float64) for point in points}
     chosen = kernels.choose(device, torch.float32, num_threads)
+    models = EndToEndModels(spec, store, eligible, device)
     trainers = []
     for wanted in spec.dictionaries:
         d_source = {point: store.hook_points[point] for point in wanted.sources}
         d_target = {point: store.hook_points[point] for point in wanted.target_points}
-        dictionary = Dictionary(wanted, d_source, d_target, factors, device=device)
+        mine = shards.latents_of(wanted.num_latents, latents)
+        dictionary = Dictionary(wanted, d_source, d_target, factors, latents=mine, device=device)
         initialise.fill(dictionary, _medians(store, d_target, eligible) if initialise.wants_median(wanted) else means)
-        trainers.append(DictionaryTrainer(dictionary, chosen, max_gradient_norm=spec.max_gradient_norm))
+        term = models.term(dictionary)
+        trainers.append(
+            DictionaryTrainer(dictionary, chosen, max_gradient_norm=spec.max_gradient_norm, end_to_end=term)
+        )
     return trainers
 
 

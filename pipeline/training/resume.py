@@ -1,13 +1,17 @@
-"""Going on from a checkpoint. Rank 0 reads it and broadcasts it, so only rank 0 needs the output folder."""
+"""Going on from a checkpoint. Rank 0 reads it and broadcasts it, so only rank 0 needs the output folder.
+
+Files hold whole dictionaries: a run goes on with any number of ranks, and of shards of the latents.
+"""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 
+from pipeline.training import shards
 from pipeline.training.checkpoint import Checkpoints, Progress
 from pipeline.training.trainer import DictionaryTrainer
 from pipeline.training.world import World
@@ -44,19 +48,31 @@ def restore(
     if world.rank == 0 and (steps := checkpoints.steps()):
         progress, theirs = checkpoints.read_record(steps[-1])
         require_same_run(identity, theirs, checkpoints.url)
-        for trainer in trainers:
-            _overwrite(trainer, checkpoints.read_state(progress.step, trainer.dictionary.spec.name))
         _log.info("training goes on from the checkpoint of step %d", progress.step)
     device = trainers[0].dictionary.b_dec.device
     place = torch.tensor([progress.step, progress.rows, progress.epoch, progress.batch], device=device)
     world.broadcast(place)
     for trainer in trainers:
-        for tensor in trainer.state().values():
-            world.broadcast(tensor)
+        if not int(place[0]):
+            _agree(trainer, world)
+            continue
+        name = trainer.dictionary.spec.name
+        _overwrite(trainer, checkpoints.read_state(progress.step, name) if world.rank == 0 else {}, world)
         trainer.restore(int(place[0]))
     return progress if world.rank == 0 else Progress(*place.tolist())
 
 
-def _overwrite(trainer: DictionaryTrainer, saved: dict[str, torch.Tensor]) -> None:
+def _agree(trainer: DictionaryTrainer, world: World) -> None:
     for name, tensor in trainer.state().items():
-        tensor.copy_(saved[name])
+        (world.rows if shards.is_sliced(name) else world).broadcast(tensor)
+
+
+def _overwrite(trainer: DictionaryTrainer, saved: Mapping[str, torch.Tensor], world: World) -> None:
+    """``saved``: what rank 0 has read."""
+    for name, tensor in trainer.state().items():
+        if shards.is_sliced(name):
+            shards.scatter(saved.get(name), tensor, trainer.dictionary.spec.num_latents, world)
+        else:
+            if world.rank == 0:
+                tensor.copy_(saved[name])
+            world.broadcast(tensor)

@@ -1,10 +1,14 @@
-"""Dictionaries whose latents lie on several ranks: who has which, and the sum of what their codes decode to.
+"""Dictionaries whose latents lie on several ranks: who has which, what their codes decode to together, and the way
+between the slices on the ranks and the whole tensors of a file.
+
+A slice at a time goes between the ranks, so no rank but the first, which reads and writes files, ever has a whole one.
 
 Letters: B rows, F latents, T width of the targets.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, cast
 
 import torch
@@ -14,9 +18,10 @@ from pipeline.dictionaries.dictionary import Dictionary
 from pipeline.training.world import World
 
 
-def latents_of(num_latents: int, latents: World) -> range:
-    """The latents of this rank: neighbours, and as many on each rank, or one more."""
-    return range(*(num_latents * shard // latents.size for shard in (latents.rank, latents.rank + 1)))
+def latents_of(num_latents: int, latents: World, shard: int | None = None) -> range:
+    """The latents of a shard, this rank's by default: neighbours, and as many on each rank, or one more."""
+    shard = latents.rank if shard is None else shard
+    return range(num_latents * shard // latents.size, num_latents * (shard + 1) // latents.size)
 
 
 def decode(dictionary: Dictionary, codes_BF: torch.Tensor, x_BS: torch.Tensor, latents: World) -> torch.Tensor:
@@ -36,6 +41,65 @@ def sum_over(part_BT: torch.Tensor, latents: World) -> torch.Tensor:
     if latents.size == 1:
         return part_BT
     return cast(torch.Tensor, _Sum.apply(part_BT, latents))  # type: ignore[no-untyped-call]
+
+
+def is_sliced(name: str) -> bool:
+    """A tensor of ``DictionaryTrainer.state()`` has a row for each latent, and lies where the latent does."""
+    kind, _, weight = name.partition(".")
+    return kind not in {"buffers", "objective"} and weight not in {"b_dec", "skip"}
+
+
+def gather(state: Mapping[str, torch.Tensor], num_latents: int, latents: World) -> dict[str, torch.Tensor]:
+    """Whole tensors, on the first rank's CPU, of a state's slices; empty on the others, which all call it too."""
+    if latents.size == 1:
+        return dict(state)
+    found = {name: _gather(tensor, num_latents, latents) if is_sliced(name) else tensor
+             for name, tensor in state.items()}  # fmt: skip
+    return {} if latents.rank else {name: tensor for name, tensor in found.items() if tensor is not None}
+
+
+def scatter(whole: torch.Tensor | None, slice_out: torch.Tensor, num_latents: int, world: World) -> None:
+    """Overwrite every rank's slice with its rows of what rank 0 has whole; the others give None."""
+    for shard in range(world.latents.size):
+        part = slice_out
+        if world.latents.size > 1:
+            rows = latents_of(num_latents, world.latents, shard)
+            part = slice_out.new_empty(len(rows), *slice_out.shape[1:])
+            if whole is not None:
+                part.copy_(whole[rows.start : rows.stop])
+        elif whole is not None:
+            part.copy_(whole)
+        world.broadcast(part)
+        if shard == world.latents.rank and part is not slice_out:
+            slice_out.copy_(part)
+
+
+def whole_dictionary(dictionary: Dictionary, latents: World) -> Dictionary | None:
+    """On the first rank one with all latents, on the CPU; None on the others. The ranks call it together."""
+    if latents.size == 1:
+        return dictionary
+    buffers = dict(dictionary.named_buffers())
+    slices = {name: tensor for name, tensor in dictionary.state_dict().items() if name not in buffers}
+    named = {f"weights.{name}": tensor for name, tensor in slices.items()}
+    weights = gather(named, dictionary.spec.num_latents, latents)
+    if latents.rank:
+        return None
+    whole = Dictionary(dictionary.spec, dictionary.d_source, dictionary.d_target, dictionary.scales, device="meta")
+    whole.load_state_dict(
+        {name.removeprefix("weights."): tensor for name, tensor in weights.items()} | buffers, assign=True
+    )
+    return whole
+
+
+def _gather(slice_FD: torch.Tensor, num_latents: int, latents: World) -> torch.Tensor | None:
+    whole = torch.empty(num_latents, *slice_FD.shape[1:], dtype=slice_FD.dtype) if latents.rank == 0 else None
+    for shard in range(latents.size):
+        rows = latents_of(num_latents, latents, shard)
+        part = slice_FD if shard == latents.rank else slice_FD.new_empty(len(rows), *slice_FD.shape[1:])
+        latents.broadcast(part, src=shard)
+        if whole is not None:
+            whole[rows.start : rows.stop] = part
+    return whole
 
 
 class _Sum(torch.autograd.Function):

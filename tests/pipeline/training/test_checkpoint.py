@@ -17,7 +17,7 @@ def state(value: float) -> dict[str, dict[str, torch.Tensor]]:
 
 def write(checkpoints: Checkpoints, *steps: int) -> None:
     for step in steps:
-        checkpoints.write(Progress(step, step * 10, 1, 2, {"d": {"fvu": 0.5}}), {"seed": 1}, state(step))
+        checkpoints.write(Progress(step, step * 10, 1, 2, {"d": {"fvu": 0.5}}), {"seed": 1}, state(step).items())
 
 
 def test_what_is_written_is_read(tmp_path: Path) -> None:
