@@ -31,7 +31,7 @@ test: setup
 	$(BIN)/python -m pytest -n $(TEST_JOBS) --dist loadfile --no-loadscope-reorder
 
 test-slow: setup
-	$(BIN)/python -m pytest -n $(TEST_JOBS) --dist loadfile --no-loadscope-reorder -m slow --timeout 900
+	$(BIN)/python -m pytest -n $(TEST_JOBS) --dist loadfile --no-loadscope-reorder -m slow --timeout 900 --durations 15
 
 # Fifty random schedules of killed workers, nodes, controllers and drivers: a quarter of an hour.
 test-kills: setup

@@ -205,7 +205,7 @@ def kill_job(folder: Path, store: str = "", *, num_units: int = NUM_UNITS, **wor
     return KillJob(store or str(folder / "store"), str(folder / "faults"), num_units, limits, pause_s=0.03)
 
 
-def wait_until(holds: Any, timeout_s: float = 60) -> None:
+def wait_until(holds: Any, timeout_s: float = 200) -> None:
     deadline_s = time.monotonic() + timeout_s
     while not holds():
         assert time.monotonic() < deadline_s, "it never came to be"

@@ -159,11 +159,12 @@ def test_headworks_run_goes_on_without_its_driver_and_is_looked_on_again(
     (tmp_path / "spec.yaml").write_text(spec.model_dump_json())
     command = [str(Path(sys.executable).with_name("headworks")), "run", str(tmp_path / "spec.yaml"), "--json"]
     command += ["--address", cluster.nodes.address]
-    driver = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    wait_until(lambda: any(Objects(spec.output).list("ledger/")))
-    driver.kill()
-    driver.wait()
-    again = subprocess.run(command, capture_output=True, text=True, check=False, timeout=100)
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as driver:
+        try:
+            wait_until(lambda: any(Objects(spec.output).list("ledger/")))
+        finally:
+            driver.kill()
+    again = subprocess.run(command, capture_output=True, text=True, check=False, timeout=250)
     assert again.returncode == 0, again.stderr
     summary = json.loads(again.stdout)
     assert summary["status"] == "succeeded"
