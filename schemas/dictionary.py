@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from schemas.activation import Activation, MatryoshkaBatchTopK, ReluL1UnitNorm, TopK
+from schemas.end_to_end import EndToEnd
 from schemas.fields import Name, SourcePoint, Spec
 from schemas.optimiser import Adam, Optimiser
 
@@ -51,6 +52,8 @@ class DictionarySpec(Spec):
     """What moves the weights."""
     seed: NonNegativeInt = 0
     """Seed of the initial weights."""
+    end_to_end: EndToEnd | None = None
+    """Autoencoders and transcoders of one target: a further loss through the rest of the model; None: no such."""
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -76,7 +79,24 @@ class DictionarySpec(Spec):
                 "set activation.resample_at: []"
             )
         self._require_groups()
+        self._require_one_target()
         return self
+
+    def _require_one_target(self) -> None:
+        if self.end_to_end is None:
+            return
+        targets = self.target_points
+        if len(targets) > 1:
+            raise ValueError(
+                f"end_to_end puts the dictionary into the model at one target; this one has {len(targets)}: {targets}"
+            )
+        if joined := [point for point in [*self.sources, *targets] if "/" in point]:
+            raise ValueError(f"end_to_end needs sources and target of one forward; {joined[0]} is of a joined store")
+        downstream = self.end_to_end.downstream
+        if len({*downstream, *targets}) <= len(downstream):
+            raise ValueError(
+                f"end_to_end.downstream names a hook point twice, or the target {targets[0]}: {downstream}"
+            )
 
     def _require_groups(self) -> None:
         if isinstance(self.groups, str):

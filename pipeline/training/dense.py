@@ -71,6 +71,10 @@ class DenseObjective:
         """See ``objective.Objective``."""
         return self._resampler.dead_after_tokens if self._resampler else DEAD_AFTER_TOKENS
 
+    @property
+    def block_rows(self) -> None:
+        """Codes are dense."""
+
     @torch.no_grad()
     def prepare(self, blocks: Sequence[torch.Tensor], facts: StepFacts) -> None:
         """See ``objective.Objective``."""
@@ -87,14 +91,14 @@ class DenseObjective:
         decoded_BT = shards.decode(self._dictionary, codes_BF, x_BS, facts.world.latents)
         error_B = (decoded_BT - y_BT).square().sum(1)
         penalty_B = self._terms.penalty(pre_BF, codes_BF, totals, facts)
-        loss_B = error_B + penalty_B
+        loss_B = facts.error_weight * error_B + penalty_B
         auxiliary_B = self._terms.auxiliary(pre_BF, x_BS, y_BT, facts)
         if auxiliary_B is not None:
             loss_B = loss_B + auxiliary_B
             totals.auxiliary += auxiliary_B.detach().sum(dtype=torch.float64)
         torch.autograd.backward(loss_B.sum())
         if not facts.once:
-            loss_B = loss_B - error_B
+            loss_B = loss_B - facts.error_weight * error_B
         self._row_losses.append(loss_B.detach())
         totals.error += facts.once * error_B.detach().sum(dtype=torch.float64)
         totals.penalty += penalty_B.detach().sum(dtype=torch.float64)
@@ -107,9 +111,9 @@ class DenseObjective:
         del totals
         return float(num_rows)
 
-    def loss_sum(self, totals: BatchTotals) -> float:
+    def loss_sum(self, totals: BatchTotals, error_weight: float = 1.0) -> float:
         """See ``objective.Objective``."""
-        return float(totals.error) + float(totals.penalty) + float(totals.auxiliary)
+        return error_weight * float(totals.error) + float(totals.penalty) + float(totals.auxiliary)
 
     def complete_gradients(self) -> None:
         """Autograd left nothing out."""

@@ -45,6 +45,8 @@ class StepFacts:
     """The ranks."""
     row_ids: npt.NDArray[np.int64] | None = None
     """Ids of this rank's rows, the same whichever rank has them; what random choices among rows depend on."""
+    error_weight: float = 1.0
+    """Weight of the squared errors of reconstructions of the targets."""
 
     @property
     def once(self) -> float:
@@ -77,8 +79,8 @@ class Objective(Protocol):
         """What sums over the global batch are divided by."""
         ...
 
-    def loss_sum(self, totals: BatchTotals) -> float:
-        """The whole objective over the global batch, before the division."""
+    def loss_sum(self, totals: BatchTotals, error_weight: float = 1.0) -> float:
+        """The whole objective over the global batch, before the division; ``error_weight``: see ``StepFacts``."""
         ...
 
     def complete_gradients(self) -> None:
@@ -98,4 +100,9 @@ class Objective(Protocol):
     @property
     def dead_after_tokens(self) -> int:
         """A latent is dead when it did not fire in this many rows."""
+        ...
+
+    @property
+    def block_rows(self) -> int | None:
+        """Rows of a block where pre-activations are not kept; None: they are, so what memory they take decides."""
         ...

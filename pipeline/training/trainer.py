@@ -4,7 +4,8 @@ A step, on every rank:
   1. the objective finds out what it must know of the global batch (``prepare``);
   2. the rank's rows, in blocks of bounded size, add gradients of sums and ``BatchTotals``;
   3. both are summed over the ranks;
-  4. division by the global normaliser, constraint, clipping, the optimiser, constraint;
+  4. division by the global normaliser, what the model says of whole contexts (``end_to_end``), constraint,
+     clipping, the optimiser, constraint;
   5. counters of dead latents advance by the rows of the global batch, the objective by what it keeps.
 
 Letters: B rows of this rank, F latents, S and T widths of sources and targets.
@@ -21,6 +22,7 @@ import torch
 
 from pipeline.dictionaries.dictionary import Dictionary
 from pipeline.training import constraint
+from pipeline.training.end_to_end import EndToEndTerm
 from pipeline.training.kernels import Kernels
 from pipeline.training.objective import StepFacts
 from pipeline.training.objectives import objective_of
@@ -38,11 +40,19 @@ BLOCK_ELEMENTS = 2**23
 class DictionaryTrainer:
     """Owns the dictionary until training ends."""
 
-    def __init__(self, dictionary: Dictionary, kernels: Kernels, *, max_gradient_norm: float) -> None:
+    def __init__(
+        self,
+        dictionary: Dictionary,
+        kernels: Kernels,
+        *,
+        max_gradient_norm: float,
+        end_to_end: EndToEndTerm | None = None,
+    ) -> None:
         self.dictionary = dictionary
         self.num_steps = 0
         self._max_gradient_norm = max_gradient_norm
         self._objective = objective_of(dictionary, kernels)
+        self._end_to_end = end_to_end
         self._gradients = flat_gradients(dictionary)
         device = dictionary.b_dec.device
         self._totals = BatchTotals(len(dictionary.b_dec), dictionary.num_latents, device)
@@ -73,13 +83,20 @@ class DictionaryTrainer:
             DivergenceError: loss or gradient is not finite; the weights are as before the step.
         """
         dead_F = self.rows_since_fired >= self._objective.dead_after_tokens
-        facts = StepFacts(num_rows, self.num_steps, progress, dead_F, _num_dead(dead_F, world), world, row_ids)
+        num_dead, error_weight = _num_dead(dead_F, world), 1.0
+        if self._end_to_end is not None:
+            error_weight = self._end_to_end.error_weight(self.num_steps, progress)
+        facts = StepFacts(num_rows, self.num_steps, progress, dead_F, num_dead, world, row_ids, error_weight)
         sources = self._accumulate(acts, facts)
         world.rows.all_reduce_sum(self._gradients)
         self._totals.reduce(world)
         normaliser = self._objective.normaliser(self._totals, num_rows)
-        metrics = self._measure(normaliser, num_rows, facts.num_dead)
-        metrics["grad_norm"] = self._finish_gradients(normaliser, world)
+        metrics = self._measure(normaliser, facts)
+        self._complete_gradients(normaliser, world)
+        if self._end_to_end is not None and self._end_to_end.is_due(self.num_steps, progress):
+            figures = self._end_to_end.add_gradients(self._gradients, facts)
+            metrics |= {**figures, "loss": metrics["loss"] + self._end_to_end.loss(figures)}
+        metrics["grad_norm"] = self._constrain_gradients(world)
         self._require_finite(metrics)
         self._update(factor)
         self._objective.finish(sources, self._totals, facts, self._optimiser.clear)
@@ -112,29 +129,32 @@ class DictionaryTrainer:
             self._totals.add_targets(y_BT)
         # Of the largest shard, so that ranks which hold the dictionary together have the same blocks.
         num_latents = -(-self.dictionary.spec.num_latents // facts.world.latents.size)
-        block_rows = max(1, BLOCK_ELEMENTS // num_latents)
+        block_rows = self._objective.block_rows or max(1, BLOCK_ELEMENTS // num_latents)
         sources, targets = torch.split(x_BS, block_rows), torch.split(y_BT, block_rows)
         self._objective.prepare(sources, facts)
         for index, (x_block, y_block) in enumerate(zip(sources, targets, strict=True)):
             self._objective.accumulate(index, x_block, y_block, self._totals, facts)
         return sources
 
-    def _measure(self, normaliser: float, num_rows: int, num_dead: int) -> dict[str, float]:
+    def _measure(self, normaliser: float, facts: StepFacts) -> dict[str, float]:
         totals = self._totals
         return {
-            "loss": self._objective.loss_sum(totals) / normaliser,
-            "fvu": float(totals.error) / totals.variance(num_rows),
-            "l0": float(totals.num_active) / num_rows,
-            "dead_share": num_dead / self.dictionary.spec.num_latents,
+            "loss": self._objective.loss_sum(totals, facts.error_weight) / normaliser,
+            "fvu": float(totals.error) / totals.variance(facts.num_rows),
+            "l0": float(totals.num_active) / facts.num_rows,
+            "dead_share": facts.num_dead / self.dictionary.spec.num_latents,
             "aux_loss": float(totals.auxiliary) / normaliser,
         }
 
-    def _finish_gradients(self, normaliser: float, world: World) -> float:
-        """Sums to means, constraint, clipping; returns the norm before clipping."""
+    def _complete_gradients(self, normaliser: float, world: World) -> None:
+        """Sums to means; afterwards the ranks that hold the same latents have the same gradients."""
         self._gradients.div_(normaliser)
         self._objective.complete_gradients()
         for parameter in self.dictionary.shared_parameters():
             world.latents.all_reduce_sum(gradient(parameter))
+
+    def _constrain_gradients(self, world: World) -> float:
+        """Constraint and clipping; returns the norm before clipping."""
         self.dictionary.zero_outside_blocks(of_gradients=True)
         if self.dictionary.spec.activation.has_unit_decoder:
             constraint.make_tangential(self.dictionary)

@@ -88,6 +88,7 @@ def measure(
     world: World | None = None,
     num_rows: int | None = None,
     block_rows: int = 20,
+    error_weight: float = 1.0,
 ) -> tuple[float, dict[str, torch.Tensor], BatchTotals]:
     """``(loss, gradients, totals)`` of one objective on these rows, in blocks, before any constraint."""
     flat = flat_gradients(dictionary)
@@ -95,7 +96,7 @@ def measure(
     world = world or SingleWorld()
     num_rows = num_rows or len(x)
     dead = torch.zeros(dictionary.num_latents, dtype=torch.bool) if dead is None else dead
-    facts = StepFacts(num_rows, 0, progress, dead, int(dead.sum()), world, np.arange(len(x)))
+    facts = StepFacts(num_rows, 0, progress, dead, int(dead.sum()), world, np.arange(len(x)), error_weight)
     totals = BatchTotals(y.shape[1], dictionary.num_latents, torch.device("cpu"))
     totals.add_targets(y)
     sources = torch.split(x, block_rows)
@@ -109,7 +110,7 @@ def measure(
     objective.complete_gradients()
     dictionary.zero_outside_blocks(of_gradients=True)
     gradients = {name: gradient(parameter).clone() for name, parameter in dictionary.named_parameters()}
-    return objective.loss_sum(totals) / normaliser, gradients, totals
+    return objective.loss_sum(totals, error_weight) / normaliser, gradients, totals
 
 
 def autograd_of(dictionary: Dictionary, loss: torch.Tensor) -> dict[str, torch.Tensor]:
