@@ -44,6 +44,17 @@ class Schedule(Spec):
     """Share of all steps over which the rate falls to 0, at the end."""
 
 
+class DivergenceCheck(Spec):
+    """When a dictionary counts as diverged and is stopped. Its last good checkpoint is what is kept of it; the other
+    dictionaries of the job go on, and the job fails when they are done."""
+
+    loss_multiple: Annotated[float, Field(ge=0)] = 10.0
+    """How many times the lowest median loss so far, or the loss of predicting the mean if that is higher, the median
+    loss may be; 0: only a loss or a gradient that is not finite stops a dictionary."""
+    window_steps: PositiveInt = 50
+    """Steps of a median. A loss that explodes is found after half as many."""
+
+
 class TrainWorkers(Spec):
     """Resources of training. Never part of a fingerprint."""
 
@@ -118,6 +129,8 @@ class TrainSpec(Spec):
     other than ``stored`` by those of its first 65,536 rows."""
     max_gradient_norm: NonNegativeFloat = 1.0
     """Clip the gradient of each dictionary to this norm; 0: no clipping."""
+    divergence: DivergenceCheck = DivergenceCheck()
+    """When a dictionary is given up."""
     checkpoint_every_steps: NonNegativeInt = 200
     """Steps between checkpoints; 0: only at the end."""
     log_every_steps: PositiveInt = 10
@@ -146,6 +159,15 @@ class TrainSpec(Spec):
         names = [dictionary.name for dictionary in self.dictionaries]
         if len(set(names)) != len(names):
             raise ValueError(f"two dictionaries have one name: {names}")
+        return self
+
+    @model_validator(mode="after")
+    def _elastic_feed_fits(self) -> Self:
+        if self.workers.min_workers and self.feed in {"live", "tee"}:
+            raise ValueError(
+                f"feed {self.feed} hands its rows to a fixed number of ranks: set workers.min_workers to 0, or "
+                "use feed: stored or follow"
+            )
         return self
 
     @model_validator(mode="after")

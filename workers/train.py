@@ -5,7 +5,8 @@ checkpoints in the output, so a group that starts anew goes on by itself. Each a
 
     1. start the group; the ranks call ``pipeline.training.engine.train``
     2. a rank raised one of our errors: it is final and comes out as it was raised
-    3. a rank died, or failed otherwise: start again, at most ``workers.max_failures`` times
+    3. a rank died, or failed otherwise: start again, at most ``workers.max_failures`` times; of an elastic training
+       with as many ranks as there is room for then
 
 Ray Train's own restarts are off, since they repeat errors that a repetition cannot mend. Nothing is reported through
 ``ray.train.report``: it is a collective, and progress is no reason for ranks to wait for each other.
@@ -132,15 +133,17 @@ def require_room(spec: TrainSpec, cluster: Cluster) -> None:
         ResourceError: more cores or GPUs are asked for than there are.
     """
     workers = spec.workers
+    field = "min_workers" if workers.min_workers else "num_workers"
+    num_ranks = workers.min_workers or workers.num_workers
     demands = [
-        ("CPU cores", workers.num_workers * workers.cpus_per_worker, cluster.num_cpus),
-        ("GPUs", workers.num_workers * workers.use_gpu, cluster.num_gpus),
+        ("CPU cores", num_ranks * workers.cpus_per_worker, cluster.num_cpus),
+        ("GPUs", num_ranks * workers.use_gpu, cluster.num_gpus),
     ]
     for what, wanted, there in demands:
         if wanted > there:
             raise ResourceError(
-                f"{spec.name}: workers.num_workers ({workers.num_workers}) ranks need {wanted:g} {what}, this machine "
-                f"has {there:g}; lower workers.num_workers or workers.cpus_per_worker"
+                f"{spec.name}: workers.{field} ({num_ranks}) ranks need {wanted:g} {what}, this machine "
+                f"has {there:g}; lower workers.{field} or workers.cpus_per_worker"
             )
 
 
@@ -177,8 +180,11 @@ def _scaling(spec: TrainSpec) -> Any:
     resources = {"CPU": spec.workers.cpus_per_worker}
     if spec.workers.use_gpu:
         resources["GPU"] = 1
+    least, most = spec.workers.min_workers, spec.workers.num_workers
+    # With two numbers Ray chooses: at each start of a group, and every minute while it runs.
+    num_workers: Any = (least, most) if least else most
     return ray.train.ScalingConfig(
-        num_workers=spec.workers.num_workers, use_gpu=spec.workers.use_gpu, resources_per_worker=resources
+        num_workers=num_workers, use_gpu=spec.workers.use_gpu, resources_per_worker=resources
     )
 
 
@@ -212,12 +218,12 @@ def _rank_loop(config: dict[str, Any]) -> dict[str, Any] | None:
     """What a rank runs. Only rank 0 returns the summary."""
     import torch
 
-    from pipeline.training.world import TorchWorld
+    from pipeline.training.world import torch_world
 
     spec = TrainSpec.model_validate(config["spec"])
     num_threads = max(1, int(spec.workers.cpus_per_worker))
     torch.set_num_threads(num_threads)
-    world = TorchWorld()
+    world = torch_world(spec.workers.latent_shards)
     source: FeedSource | None = config["source"]
     reader = (int(config["attempt"]), world.rank, world.size)
     summary = engine.train(
