@@ -47,6 +47,10 @@ class BatchTopKObjective:
         """See ``objective.Objective``."""
         return self._activation.dead_after_tokens
 
+    @property
+    def block_rows(self) -> None:
+        """See ``objective.Objective``."""
+
     @torch.no_grad()
     def prepare(self, blocks: Sequence[torch.Tensor], facts: StepFacts) -> None:
         """The selection of the global batch; the only use of all pre-activations."""

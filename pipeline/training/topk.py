@@ -35,6 +35,10 @@ class TopKObjective:
         """See ``objective.Objective``."""
         return self._activation.dead_after_tokens
 
+    @property
+    def block_rows(self) -> None:
+        """See ``objective.Objective``."""
+
     def prepare(self, blocks: Sequence[torch.Tensor], facts: StepFacts) -> None:
         """Nothing: a row's code depends on the row alone."""
 
