@@ -9,13 +9,16 @@ Letters: B rows, F latents, K active latents of a row.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Sequence
 
 import torch
 
 from pipeline.dictionaries.codes import SparseCodes
 from pipeline.training.selection import kth_largest
 from pipeline.training.world import SingleWorld, World
+
+Above = Callable[[float], tuple[torch.Tensor, torch.Tensor]]
+"""Of a block's pre-activations those of at least a bound > 0, with their places in [B * F], ascending."""
 
 
 class BatchSelection:
@@ -31,41 +34,19 @@ class BatchSelection:
         """Codes of the rows of a block."""
         return self._codes[block]
 
-    def select(self, pre_activations: Iterable[torch.Tensor], num_kept: int, bound: float, world: World) -> bool:
-        """Take the blocks' pre-activations [B, F], one after the other; every rank must call it.
+    def select(self, blocks: Sequence[Above], sizes: Sequence[int], num_kept: int, bound: float, world: World) -> bool:
+        """Take the blocks' pre-activations, one after the other; ``sizes``: their rows. Every rank must call it.
 
         Returns:
             Whether enough values lay above ``bound``; if not (never with 0), nothing was selected on any rank.
         """
-        found, sizes = self._candidates(pre_activations, num_kept, bound)
+        found = _candidates(blocks, num_kept, bound)
         threshold, count = kth_largest(torch.cat([values.float() for values, _ in found]), num_kept, world)
         if bound > 0 and count < num_kept:
             return False
         self.threshold = float(threshold)
         self._codes = [self._pack(*part, size, threshold) for part, size in zip(found, sizes, strict=True)]
         return True
-
-    def _candidates(
-        self, pre_activations: Iterable[torch.Tensor], num_kept: int, bound: float
-    ) -> tuple[list[tuple[torch.Tensor, torch.Tensor]], list[int]]:
-        """``(values, flat places)`` of each block above a bound that rises as more are found, and the blocks' rows."""
-        smallest = torch.finfo(torch.float32).tiny
-        least, crowd = max(bound, smallest), 0
-        found: list[tuple[torch.Tensor, torch.Tensor]] = []
-        sizes = []
-        for pre_BF in pre_activations:
-            flat = pre_BF.reshape(-1)
-            places = (flat >= least).nonzero().squeeze(1)
-            found.append((flat[places], places))
-            sizes.append(len(pre_BF))
-            crowd += len(places)
-            if crowd > 2 * num_kept:
-                # What is smaller than this rank's own k-th cannot be among the k largest of all.
-                kept, _ = kth_largest(torch.cat([values.float() for values, _ in found]), num_kept, SingleWorld())
-                least = float(kept)
-                found = [_above(values, places, least) for values, places in found]
-                crowd = sum(len(values) for values, _ in found)
-        return found, sizes
 
     def _pack(self, values: torch.Tensor, places: torch.Tensor, num_rows: int, threshold: torch.Tensor) -> SparseCodes:
         """Codes of a block; rows with fewer active latents than the fullest are filled up with zeros."""
@@ -80,6 +61,22 @@ class BatchSelection:
         values_BK[slots] = values
         indices_BK[slots] = places - rows * self._num_latents
         return SparseCodes(values_BK.view(num_rows, width), indices_BK.view(num_rows, width))
+
+
+def _candidates(blocks: Sequence[Above], num_kept: int, bound: float) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """``(values, places)`` of each block above a bound that rises as more are found."""
+    least, crowd = max(bound, torch.finfo(torch.float32).tiny), 0
+    found: list[tuple[torch.Tensor, torch.Tensor]] = []
+    for above in blocks:
+        found.append(above(least))
+        crowd += len(found[-1][0])
+        if crowd > 2 * num_kept:
+            # What is smaller than this rank's own k-th cannot be among the k largest of all.
+            kept, _ = kth_largest(torch.cat([values.float() for values, _ in found]), num_kept, SingleWorld())
+            least = float(kept)
+            found = [_above(values, places, least) for values, places in found]
+            crowd = sum(len(values) for values, _ in found)
+    return found
 
 
 def _above(values: torch.Tensor, places: torch.Tensor, least: float) -> tuple[torch.Tensor, torch.Tensor]:

@@ -18,6 +18,9 @@ import numpy as np
 import torch
 
 from pipeline.dictionaries.codes import SparseCodes
+from pipeline.training import fixed_point
+from pipeline.training.kernels import TorchKernels
+from pipeline.training.screening import Screen
 
 # Sums may be reordered and fused so that they vectorise. NaN and infinity keep their meaning: divergence is detected.
 _compile: Callable[..., Any] = numba.njit(nogil=True, fastmath={"reassoc", "contract", "nsz"}, boundscheck=False)
@@ -28,7 +31,7 @@ def _decode(values: Any, indices: Any, table: Any, out: Any, first: int, last: i
     for b in range(first, last):
         for k in range(num_active):
             value = values[b, k]
-            if value > 0:
+            if value != 0:
                 latent = indices[b, k]
                 for d in range(width):
                     out[b, d] += value * table[latent, d]
@@ -39,7 +42,7 @@ def _code_gradient(values: Any, indices: Any, table: Any, grad: Any, out: Any, f
     for b in range(first, last):
         for k in range(num_active):
             total = np.float32(0)
-            if values[b, k] > 0:
+            if values[b, k] != 0:
                 latent = indices[b, k]
                 for d in range(width):
                     total += grad[b, d] * table[latent, d]
@@ -52,7 +55,7 @@ def _sort_by_latent(values: Any, indices: Any, num_latents: int) -> Any:
     starts = np.zeros(num_latents + 1, np.int64)
     for b in range(num_rows):
         for k in range(num_active):
-            if values[b, k] > 0:
+            if values[b, k] != 0:
                 starts[indices[b, k] + 1] += 1
     for latent in range(num_latents):
         starts[latent + 1] += starts[latent]
@@ -60,7 +63,7 @@ def _sort_by_latent(values: Any, indices: Any, num_latents: int) -> Any:
     order = np.empty(starts[-1], np.int64)
     for b in range(num_rows):
         for k in range(num_active):
-            if values[b, k] > 0:
+            if values[b, k] != 0:
                 latent = indices[b, k]
                 order[free[latent]] = b * num_active + k
                 free[latent] += 1
@@ -97,6 +100,26 @@ class CompiledKernels:
     def __init__(self, num_threads: int) -> None:
         self.num_threads = max(1, num_threads)
         self._pool = ThreadPoolExecutor(self.num_threads, thread_name_prefix="kernels")
+        self._screen = Screen(self._share) if fixed_point.is_supported() else None
+
+    @property
+    def has_products(self) -> bool:
+        """See ``kernels.Kernels``."""
+        return self._screen is None
+
+    def largest(self, z_BS: torch.Tensor, encoder: torch.Tensor, b_enc: torch.Tensor, k: int) -> SparseCodes:
+        """See ``kernels.Kernels``."""
+        if self._screen is None:
+            return TorchKernels().largest(z_BS, encoder, b_enc, k)
+        return self._screen.largest(z_BS.contiguous(), encoder, b_enc, k)
+
+    def above(
+        self, z_BS: torch.Tensor, encoder: torch.Tensor, b_enc: torch.Tensor, least: float
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """See ``kernels.Kernels``."""
+        if self._screen is None:
+            return TorchKernels().above(z_BS, encoder, b_enc, least)
+        return self._screen.above(z_BS.contiguous(), encoder, b_enc, least)
 
     def decode(self, codes: SparseCodes, table: torch.Tensor, out: torch.Tensor) -> None:
         """See ``kernels.Kernels``."""
@@ -132,6 +155,21 @@ class CompiledKernels:
 
     def _even(self, size: int) -> list[int]:
         return [size * part // self.num_threads for part in range(self.num_threads + 1)]
+
+    def _share(self, work: Callable[[int], Any], count: int) -> list[Any]:
+        """The results of work(0) .. work(count - 1); a thread that is done takes the next."""
+        results: list[Any] = [None] * count
+        tasks = iter(range(count))
+
+        def take() -> None:
+            for task in tasks:
+                results[task] = work(task)
+
+        helpers = [self._pool.submit(take) for _ in range(min(self.num_threads, count) - 1)]
+        take()
+        for helper in helpers:
+            helper.result()
+        return results
 
     def _run(self, loop: Callable[..., Any], arrays: Sequence[Any], cuts: Sequence[int]) -> None:
         parts = [self._pool.submit(loop, *arrays, *cuts[part : part + 2]) for part in range(len(cuts) - 2)]

@@ -1,7 +1,8 @@
-"""The sparse half of a TopK step behind one interface, with two implementations of equal results.
+"""The steps of sparse codes behind one interface, with implementations of equal results.
 
-    CPU, float32     compiled loops over the active latents (``compiled.py``)
-    anything else    plain torch: the codes made dense, three matrix products, deterministic on any device
+    CPU, float32     compiled loops over the active latents (``compiled.py``), the largest pre-activations found in
+                     fixed point (``screening.py``)
+    anything else    plain torch: the codes made dense, matrix products, deterministic on any device
 
 Letters: B rows, F latents, K active latents of a row, S and T widths of sources and targets.
 """
@@ -12,11 +13,30 @@ from typing import Protocol
 
 import torch
 
+from pipeline.dictionaries.activations.topk import topk
 from pipeline.dictionaries.codes import SparseCodes
 
 
 class Kernels(Protocol):
     """Slots of value 0 are not active: they decode to nothing and get no gradient."""
+
+    @property
+    def has_products(self) -> bool:
+        """``largest`` and ``above`` keep the pre-activations [B, F] in memory."""
+        ...
+
+    def largest(self, z_BS: torch.Tensor, encoder: torch.Tensor, b_enc: torch.Tensor, k: int) -> SparseCodes:
+        """The k <= F largest of z encoder^T + b_enc of each row, negative ones cut to 0; encoder [F, S].
+
+        Of values that tie at the k-th place those of the lowest latents are kept.
+        """
+        ...
+
+    def above(
+        self, z_BS: torch.Tensor, encoder: torch.Tensor, b_enc: torch.Tensor, least: float
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Those of at least ``least`` > 0 and their places in [B * F], ascending."""
+        ...
 
     def decode(self, codes: SparseCodes, table: torch.Tensor, out: torch.Tensor) -> None:
         """out [B, T] += sum over active slots of value * table[latent]; table [F, T]."""
@@ -47,6 +67,18 @@ class Kernels(Protocol):
 class TorchKernels:
     """Dense products over all latents."""
 
+    has_products = True
+
+    def largest(self, z_BS: torch.Tensor, encoder: torch.Tensor, b_enc: torch.Tensor, k: int) -> SparseCodes:
+        """See ``Kernels``."""
+        return topk(products(z_BS, encoder, b_enc), k)
+
+    def above(
+        self, z_BS: torch.Tensor, encoder: torch.Tensor, b_enc: torch.Tensor, least: float
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """See ``Kernels``."""
+        return not_below(products(z_BS, encoder, b_enc), least)
+
     def decode(self, codes: SparseCodes, table: torch.Tensor, out: torch.Tensor) -> None:
         """See ``Kernels``."""
         out.addmm_(codes.dense(table.shape[0]), table)
@@ -72,6 +104,20 @@ class TorchKernels:
         decoder_grad.addmm_(codes.dense(num_latents).T, grad)
         encoder_grad.addmm_(slopes_BF.T, inputs)
         b_enc_grad.add_(slopes_BF.sum(0))
+
+
+def products(z_BS: torch.Tensor, encoder: torch.Tensor, b_enc: torch.Tensor) -> torch.Tensor:
+    """Pre-activations [B, F] in the dtype of ``b_enc``; ``z_BS`` and ``encoder`` may be of a lower precision."""
+    if z_BS.dtype == b_enc.dtype:
+        return torch.addmm(b_enc, z_BS, encoder.T)
+    return torch.mm(z_BS, encoder.T, out_dtype=b_enc.dtype).add_(b_enc)
+
+
+def not_below(pre_BF: torch.Tensor, least: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """Values of at least ``least`` and their places in [B * F]."""
+    flat = pre_BF.reshape(-1)
+    places = (flat >= least).nonzero().squeeze(1)
+    return flat[places], places
 
 
 def choose(device: torch.device, dtype: torch.dtype, num_threads: int) -> Kernels:

@@ -19,13 +19,15 @@ from pipeline.dictionaries import blocks
 from pipeline.dictionaries.activations.topk import topk
 from pipeline.dictionaries.codes import SparseCodes
 from pipeline.dictionaries.dictionary import Dictionary
-from pipeline.training.kernels import Kernels
+from pipeline.training.kernels import Kernels, not_below
 from pipeline.training.objective import StepFacts
 from pipeline.training.parameters import gradient
 from pipeline.training.sharded_topk import keep_largest
 from pipeline.training.totals import BatchTotals
-from pipeline.training.world import World
 from schemas.activation import SelectedLatents
+
+BLOCK_NUMBERS = 2**23
+"""Of a block's sources and targets together: 32 MiB in float32."""
 
 
 class SparsePasses:
@@ -34,16 +36,42 @@ class SparsePasses:
     def __init__(self, dictionary: Dictionary, kernels: Kernels) -> None:
         self._dictionary = dictionary
         self._kernels = kernels
+        self._is_whole = all(block.sources == (slice(0, dictionary.encoder.shape[1]),) for block in dictionary.blocks)
         # Reused between steps: giving a buffer of this size back costs more in page faults than the top-k costs.
         self._pre_BF = dictionary.encoder.new_empty(0, dictionary.num_latents).detach()
 
-    def pre_activations(self, z_BS: torch.Tensor) -> torch.Tensor:
+    @property
+    def block_rows(self) -> int | None:
+        """See ``objective.Objective``."""
+        if self._kernels.has_products or not self._is_whole:
+            return None
+        dictionary = self._dictionary
+        return max(1, BLOCK_NUMBERS // (dictionary.encoder.shape[1] + dictionary.decoder.shape[1]))
+
+    def largest(self, z_BS: torch.Tensor, k: int) -> SparseCodes:
+        """The k largest pre-activations of this rank's latents in each row, negative ones cut to 0; all if there are
+        fewer."""
+        k = min(k, self._dictionary.num_latents)
+        if self._is_whole:
+            return self._kernels.largest(*self._operands(z_BS), k)
+        return topk(self._pre_activations(z_BS), k)
+
+    def above(self, z_BS: torch.Tensor, least: float) -> tuple[torch.Tensor, torch.Tensor]:
+        """See ``Kernels.above``."""
+        if self._is_whole:
+            return self._kernels.above(*self._operands(z_BS), least)
+        return not_below(self._pre_activations(z_BS), least)
+
+    def _operands(self, z_BS: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        return z_BS, self._dictionary.encoder.detach(), self._dictionary.b_enc.detach()
+
+    def _pre_activations(self, z_BS: torch.Tensor) -> torch.Tensor:
         """[B, F], valid until the next call."""
         dictionary = self._dictionary
         if len(z_BS) > len(self._pre_BF):
             self._pre_BF = z_BS.new_empty(len(z_BS), dictionary.num_latents)
         out_BF = self._pre_BF[: len(z_BS)]
-        blocks.encode_into(out_BF, z_BS, dictionary.encoder, dictionary.b_enc, dictionary.blocks)
+        blocks.encode_into(out_BF, *self._operands(z_BS), dictionary.blocks)
         return out_BF
 
     def offset(self, x_BS: torch.Tensor, y_BT: torch.Tensor, facts: StepFacts) -> torch.Tensor:
@@ -87,16 +115,23 @@ class SparsePasses:
             gradient(dictionary.b_dec).sub_(gradient(dictionary.b_enc) @ dictionary.encoder)
 
     def auxiliary(
-        self, error_BT: torch.Tensor, z_BS: torch.Tensor, dead: torch.Tensor, pre_BD: torch.Tensor,
-        activation: SelectedLatents, totals: BatchTotals, facts: StepFacts,
-    ) -> None:  # fmt: skip
-        """AuxK: ``dead`` int64 [D] latents, ``pre_BD`` their pre-activations."""
+        self,
+        error_BT: torch.Tensor,
+        z_BS: torch.Tensor,
+        activation: SelectedLatents,
+        totals: BatchTotals,
+        facts: StepFacts,
+    ) -> None:
+        """AuxK, where latents are dead."""
         num_slots = min(activation.aux_k, facts.num_dead)
         if num_slots == 0 or activation.aux_coefficient == 0:
             return
         share = num_slots / activation.aux_k
         latents = facts.world.latents
-        found = largest(pre_BD, num_slots, latents)
+        dead = facts.dead.nonzero().squeeze(1)
+        z, encoder, b_enc = self._operands(z_BS)
+        found = self._kernels.largest(z, encoder[dead], b_enc[dead], min(num_slots, len(dead)))
+        found = keep_largest(found, num_slots, latents)
         codes = SparseCodes(found.values, dead[found.indices])
         # r - r^ = (y - y^) - r^ = -(error + r^), so the error grows by r^ and the gradient keeps its sign.
         missing_BT = error_BT * facts.once
@@ -112,9 +147,10 @@ class SparsePasses:
         totals.fired += torch.bincount(codes.indices[active_BK], minlength=self._dictionary.num_latents)
 
 
-def largest(pre_BF: torch.Tensor, k: int, latents: World) -> SparseCodes:
-    """This rank's part of the k largest pre-activations of each row, negative ones cut to 0."""
-    return keep_largest(topk(pre_BF, min(k, pre_BF.shape[1])), k, latents)
+def first_of(codes: SparseCodes, k: int) -> SparseCodes:
+    """The k largest of each row's codes."""
+    first = topk(codes.values, min(k, codes.values.shape[1]))
+    return SparseCodes(first.values, codes.indices.gather(1, first.indices))
 
 
 def squares(rows_BT: torch.Tensor) -> torch.Tensor:

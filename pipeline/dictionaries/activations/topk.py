@@ -12,11 +12,17 @@ from pipeline.dictionaries.codes import SparseCodes
 
 
 def topk(pre_BF: torch.Tensor, k: int) -> SparseCodes:
-    """The k largest pre-activations, negative ones cut to 0.
+    """The k largest pre-activations, negative ones cut to 0; of equal ones at the k-th place the lowest latents.
 
     ReLU after the selection gives what ReLU before it gives, without a pass over all of ``pre_BF``.
     """
-    values_BK, indices_BK = torch.topk(pre_BF, k, dim=1, sorted=False)
+    # torch.topk keeps any of those that tie; one more than k tells where they do.
+    values, indices = torch.topk(pre_BF, min(k + 1, pre_BF.shape[1]), dim=1)
+    values_BK, indices_BK = values[:, :k].contiguous(), indices[:, :k].contiguous()
+    tied = (values[:, k - 1] == values[:, -1]) & (values[:, -1] > 0)
+    if k < pre_BF.shape[1] and bool(tied.any()):
+        order = torch.sort(pre_BF[tied], dim=1, descending=True, stable=True)
+        values_BK[tied], indices_BK[tied] = order.values[:, :k], order.indices[:, :k]
     return SparseCodes(values_BK.relu_(), indices_BK)
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import partial
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -9,6 +12,7 @@ from hypothesis import strategies as st
 from stepping import on_ranks, shares
 
 from pipeline.training.batch_selection import BatchSelection
+from pipeline.training.kernels import not_below
 from pipeline.training.selection import kth_largest
 from pipeline.training.world import SingleWorld, World
 
@@ -47,6 +51,13 @@ def test_ranks_agree(seed: int, size: int) -> None:
 F, B = 30, 24
 
 
+def select(
+    selection: BatchSelection, blocks: Sequence[torch.Tensor], num_kept: int, bound: float, world: World
+) -> bool:
+    finders = [partial(not_below, pre) for pre in blocks]
+    return selection.select(finders, [len(pre) for pre in blocks], num_kept, bound, world)
+
+
 def brute(pre: torch.Tensor, num_kept: int) -> torch.Tensor:
     positive = pre.relu()
     least = positive.flatten().sort(descending=True).values[num_kept - 1]
@@ -62,10 +73,10 @@ def test_the_batch_selection_is_that_of_a_sort(num_kept: int, block: int, bound:
     pre[5] = -1
     selection = BatchSelection(F)
     blocks = pre.split(block)
-    enough = selection.select(blocks, num_kept, bound, SingleWorld())
+    enough = select(selection, blocks, num_kept, bound, SingleWorld())
     assert enough == (bound == 0 or int((pre >= bound).sum()) >= num_kept)
     if not enough:
-        assert selection.select(blocks, num_kept, 0.0, SingleWorld())
+        assert select(selection, blocks, num_kept, 0.0, SingleWorld())
     expected = brute(pre, num_kept)
     assert torch.equal(torch.cat([selection[index].dense(F) for index in range(len(blocks))]), expected)
     assert selection.threshold == float(expected[expected > 0].min())
@@ -81,8 +92,8 @@ def test_ranks_keep_what_one_keeps(size: int) -> None:
         selection = BatchSelection(F)
         mine = pre[shares(B, size)[world.rank]].split(4)
         # A bound that too few values exceed is found to be one by all ranks together.
-        assert not selection.select(mine, 60, 5.5, world)
-        assert selection.select(mine, 60, 0.5, world)
+        assert not select(selection, mine, 60, 5.5, world)
+        assert select(selection, mine, 60, 0.5, world)
         return torch.cat([selection[index].dense(F) for index in range(len(mine))])
 
     assert torch.equal(torch.cat(on_ranks(size, work)), brute(pre, 60))
