@@ -74,6 +74,8 @@ class Dictionary(nn.Module):
         self.d_target = dict(d_target)
         self.scales = {point: float(scales[point]) for point in {**d_source, **d_target}}
         self.record: DictionaryRecord | None = None
+        self.product_dtype: torch.dtype | None = None
+        """Dtype that operands of products are rounded to; set in training (``spec.compute_dtype``), None: none."""
         self.latents = range(spec.num_latents) if latents is None else latents
         self.blocks = blocks.within(blocks.blocks_of(spec, d_source, d_target), self.latents)
         width_source, width_target = sum(d_source.values()), sum(d_target.values())
@@ -122,7 +124,19 @@ class Dictionary(nn.Module):
 
     def pre_activations(self, x_BS: torch.Tensor) -> torch.Tensor:
         """[B, F]."""
-        return blocks.encode(self.centred(x_BS), self.encoder, self.b_enc, self.blocks)
+        z, encoder, b_enc = map(self.operand, (self.centred(x_BS), self.encoder, self.b_enc))
+        return blocks.encode(z, encoder, b_enc, self.blocks).to(x_BS.dtype)
+
+    def operand(self, tensor: torch.Tensor) -> torch.Tensor:
+        """What a product takes for it, see ``product_dtype``; differentiable.
+
+        On a GPU in that dtype. Elsewhere rounded to it, but held in its own: products of bfloat16 numbers are exact in
+        float32, and few processors multiply bfloat16 faster.
+        """
+        if self.product_dtype is None or self.product_dtype == tensor.dtype:
+            return tensor
+        rounded = tensor.to(self.product_dtype)
+        return rounded if tensor.is_cuda else rounded.to(tensor.dtype)
 
     def encode(self, x_BS: torch.Tensor) -> SparseCodes | torch.Tensor:
         """Scaled x -> codes, none negative: ``SparseCodes`` of a TopK dictionary, a dense [B, F] of the others."""
@@ -142,7 +156,7 @@ class Dictionary(nn.Module):
         if isinstance(codes, SparseCodes):
             y_BT = nn.functional.embedding_bag(codes.indices, self.decoder, per_sample_weights=codes.values, mode="sum")
         else:
-            y_BT = blocks.decode(codes, self.decoder, self.blocks)
+            y_BT = blocks.decode(self.operand(codes), self.operand(self.decoder), self.blocks).to(codes.dtype)
         y_BT = y_BT + self.b_dec
         if self.skip is None:
             return y_BT

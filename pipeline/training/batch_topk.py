@@ -15,6 +15,7 @@ Letters: B rows, F latents, K active latents of a row, S and T widths of sources
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 
@@ -48,17 +49,20 @@ class BatchTopKObjective:
         return self._activation.dead_after_tokens
 
     @property
-    def block_rows(self) -> None:
+    def block_rows(self) -> int | None:
         """See ``objective.Objective``."""
+        return self._passes.block_rows
 
     @torch.no_grad()
     def prepare(self, blocks: Sequence[torch.Tensor], facts: StepFacts) -> None:
         """The selection of the global batch; the only use of all pre-activations."""
+        found, sizes = [partial(self._above, x_BS) for x_BS in blocks], [len(x_BS) for x_BS in blocks]
         for bound in (self._selection.threshold / 2, 0.0):
-            # A generator: the buffer of pre-activations holds one block at a time.
-            found = (self._passes.pre_activations(self._dictionary.centred(x_BS)) for x_BS in blocks)
-            if self._selection.select(found, self._activation.k * facts.num_rows, bound, facts.world):
+            if self._selection.select(found, sizes, self._activation.k * facts.num_rows, bound, facts.world):
                 return
+
+    def _above(self, x_BS: torch.Tensor, least: float) -> tuple[torch.Tensor, torch.Tensor]:
+        return self._passes.above(self._dictionary.centred(x_BS), least)
 
     @torch.no_grad()
     def accumulate(
@@ -84,10 +88,7 @@ class BatchTopKObjective:
             grad_BT.add_(one, alpha=2 * facts.error_weight / len(parts))
             self._passes.backward(part, grad_BT, z_BS)
         self._passes.backward_offset(grad_BT, x_BS, facts)
-        if facts.num_dead:
-            dead = facts.dead.nonzero().squeeze(1)
-            pre_BD = torch.addmm(self._dictionary.b_enc[dead], z_BS, self._dictionary.encoder[dead].T)
-            self._passes.auxiliary(error_BT, z_BS, dead, pre_BD, self._activation, totals, facts)
+        self._passes.auxiliary(error_BT, z_BS, self._activation, totals, facts)
 
     def normaliser(self, totals: BatchTotals, num_rows: int) -> float:
         """The batch's total variance."""

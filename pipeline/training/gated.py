@@ -54,7 +54,9 @@ class GatedTerms:
         frozen_BT = dictionary.b_dec.detach() - y_BT
         if dictionary.skip is not None:
             frozen_BT = frozen_BT + x_BS @ dictionary.skip.detach().T
-        decoded_BT = blocks.decode(torch.relu(pre_BF), dictionary.decoder.detach(), dictionary.blocks)
+        decoded_BT = blocks.decode(
+            dictionary.operand(torch.relu(pre_BF)), dictionary.operand(dictionary.decoder.detach()), dictionary.blocks
+        ).to(y_BT.dtype)
         loss_B = (shards.sum_over(decoded_BT, facts.world.latents) + frozen_BT).square().sum(1)
         return loss_B if facts.once else loss_B - loss_B.detach()
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import torch
+
 from pipeline.dictionaries.dictionary import Dictionary
 from pipeline.training.batch_topk import BatchTopKObjective
 from pipeline.training.dense import DenseObjective, Terms
@@ -27,7 +29,8 @@ from schemas.activation import (
 
 
 def objective_of(dictionary: Dictionary, kernels: Kernels) -> Objective:
-    """The objective of a dictionary's spec."""
+    """The objective of a dictionary's spec; from now on the dictionary's products have the precision of training."""
+    dictionary.product_dtype = torch.bfloat16 if dictionary.spec.compute_dtype == "bfloat16" else None
     activation = dictionary.spec.activation
     if isinstance(activation, TopK):
         return TopKObjective(dictionary, activation, kernels)

@@ -63,7 +63,11 @@ class SparsePasses:
         return not_below(self._pre_activations(z_BS), least)
 
     def _operands(self, z_BS: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        return z_BS, self._dictionary.encoder.detach(), self._dictionary.b_enc.detach()
+        dictionary = self._dictionary
+        z, encoder = dictionary.operand(z_BS), dictionary.operand(dictionary.encoder)
+        # float32 on all devices, but the bits that it has on all.
+        b_enc = dictionary.operand(dictionary.b_enc).to(dictionary.b_enc.dtype)
+        return z, encoder.detach(), b_enc.detach()
 
     def _pre_activations(self, z_BS: torch.Tensor) -> torch.Tensor:
         """[B, F], valid until the next call."""
@@ -71,7 +75,8 @@ class SparsePasses:
         if len(z_BS) > len(self._pre_BF):
             self._pre_BF = z_BS.new_empty(len(z_BS), dictionary.num_latents)
         out_BF = self._pre_BF[: len(z_BS)]
-        blocks.encode_into(out_BF, *self._operands(z_BS), dictionary.blocks)
+        z, encoder, b_enc = self._operands(z_BS)
+        blocks.encode_into(out_BF, z.to(out_BF.dtype), encoder.to(out_BF.dtype), b_enc, dictionary.blocks)
         return out_BF
 
     def offset(self, x_BS: torch.Tensor, y_BT: torch.Tensor, facts: StepFacts) -> torch.Tensor:

@@ -14,10 +14,12 @@ from collections.abc import Sequence
 
 import torch
 
+from pipeline.dictionaries.codes import SparseCodes
 from pipeline.dictionaries.dictionary import Dictionary
 from pipeline.training.kernels import Kernels
 from pipeline.training.objective import ClearMoments, StepFacts
-from pipeline.training.sparse import SparsePasses, largest, squares
+from pipeline.training.sharded_topk import keep_largest
+from pipeline.training.sparse import SparsePasses, first_of, squares
 from pipeline.training.totals import BatchTotals
 from schemas.activation import TopK
 
@@ -36,8 +38,9 @@ class TopKObjective:
         return self._activation.dead_after_tokens
 
     @property
-    def block_rows(self) -> None:
+    def block_rows(self) -> int | None:
         """See ``objective.Objective``."""
+        return self._passes.block_rows
 
     def prepare(self, blocks: Sequence[torch.Tensor], facts: StepFacts) -> None:
         """Nothing: a row's code depends on the row alone."""
@@ -49,9 +52,10 @@ class TopKObjective:
         """See ``objective.Objective``."""
         del block
         z_BS = self._dictionary.centred(x_BS)
-        pre_BF = self._passes.pre_activations(z_BS)
+        found = self._passes.largest(z_BS, max(self._activation.k, self._activation.multi_k))
         offset_BT = self._passes.offset(x_BS, y_BT, facts)
-        codes = largest(pre_BF, self._activation.k, facts.world.latents)
+        first = first_of(found, self._activation.k) if self._activation.multi_k else found
+        codes = keep_largest(first, self._activation.k, facts.world.latents)
         error_BT = offset_BT.clone() if self._activation.multi_k else offset_BT
         self._passes.add_decoded(codes, error_BT)
         facts.world.latents.all_reduce_sum(error_BT)
@@ -61,10 +65,8 @@ class TopKObjective:
         self._passes.backward(codes, grad_BT, z_BS)
         self._passes.backward_offset(grad_BT, x_BS, facts)
         if self._activation.multi_k:
-            self._add_multi(pre_BF, offset_BT, x_BS, z_BS, totals, facts)
-        if facts.num_dead:
-            dead = facts.dead.nonzero().squeeze(1)
-            self._passes.auxiliary(error_BT, z_BS, dead, pre_BF.index_select(1, dead), self._activation, totals, facts)
+            self._add_multi(found, offset_BT, x_BS, z_BS, totals, facts)
+        self._passes.auxiliary(error_BT, z_BS, self._activation, totals, facts)
 
     def normaliser(self, totals: BatchTotals, num_rows: int) -> float:
         """The batch's total variance."""
@@ -91,14 +93,14 @@ class TopKObjective:
 
     def _add_multi(
         self,
-        pre_BF: torch.Tensor,
+        found: SparseCodes,
         error_BT: torch.Tensor,
         x_BS: torch.Tensor,
         z_BS: torch.Tensor,
         totals: BatchTotals,
         facts: StepFacts,
     ) -> None:
-        codes = largest(pre_BF, self._activation.multi_k, facts.world.latents)
+        codes = keep_largest(found, self._activation.multi_k, facts.world.latents)
         self._passes.add_decoded(codes, error_BT)
         facts.world.latents.all_reduce_sum(error_BT)
         totals.penalty += facts.once * squares(error_BT)

@@ -16,11 +16,13 @@ def topk(pre_BF: torch.Tensor, k: int) -> SparseCodes:
 
     ReLU after the selection gives what ReLU before it gives, without a pass over all of ``pre_BF``.
     """
+    if k == pre_BF.shape[1]:
+        return SparseCodes(pre_BF.relu(), torch.arange(k, device=pre_BF.device).expand_as(pre_BF).contiguous())
     # torch.topk keeps any of those that tie; one more than k tells where they do.
-    values, indices = torch.topk(pre_BF, min(k + 1, pre_BF.shape[1]), dim=1)
+    values, indices = torch.topk(pre_BF, k + 1, dim=1)
     values_BK, indices_BK = values[:, :k].contiguous(), indices[:, :k].contiguous()
-    tied = (values[:, k - 1] == values[:, -1]) & (values[:, -1] > 0)
-    if k < pre_BF.shape[1] and bool(tied.any()):
+    tied = (values[:, k - 1] == values[:, k]) & (values[:, k] > 0)
+    if bool(tied.any()):
         order = torch.sort(pre_BF[tied], dim=1, descending=True, stable=True)
         values_BK[tied], indices_BK[tied] = order.values[:, :k], order.indices[:, :k]
     return SparseCodes(values_BK.relu_(), indices_BK)
