@@ -113,7 +113,8 @@ class PlantedOnsets:
 class PlantedDifference:
     """Rows of two models that share features, own features each, and share some that the second has at a lesser scale.
 
-    Lesser features are what a sparsity penalty makes look exclusive (Minder et al. 2025, arXiv 2504.02922).
+    The second is as a fine-tuned first: what both have points the same way. Lesser features are what a sparsity
+    penalty makes look exclusive (Minder et al. 2025, arXiv 2504.02922).
     """
 
     POINTS = ("first", "second")
@@ -136,10 +137,10 @@ class PlantedDifference:
         """Of each feature [G]: shared, first, second, lesser."""
         strengths = {"shared": (1.0, 1.0), "first": (1.0, 0.0), "second": (0.0, 1.0), "lesser": (1.0, lesser_scale)}
         strength_2G = torch.tensor([strengths[kind] for kind in self.kind]).T
-        shape = (2, len(self.kind), width)
-        unit_2GD = torch.nn.functional.normalize(torch.randn(shape, generator=self._generator), dim=2)
-        self.directions: torch.Tensor = unit_2GD * strength_2G[:, :, None]
-        """[2, G, D]; directions of the two models are unrelated, as those of two trainings are."""
+        shape = (len(self.kind), width)
+        unit_GD = torch.nn.functional.normalize(torch.randn(shape, generator=self._generator), dim=1)
+        self.directions: torch.Tensor = unit_GD * strength_2G[:, :, None]
+        """[2, G, D], zeros where a model lacks a feature."""
 
     def sample(self, num_rows: int) -> dict[str, torch.Tensor]:
         """Further rows: model -> [T, D], row for row the same events."""

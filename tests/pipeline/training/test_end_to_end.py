@@ -305,6 +305,6 @@ def test_ranks_that_share_a_dictionary_are_refused(root: Path, tmp_path: Path) -
     spec = job(root, tmp_path, {})
     store = Store.open(str(spec.store))
     eligible = scan(store, [RESID], spec.rows, "train")
-    half = Dictionary(spec.dictionaries[0], {RESID: 16}, {RESID: 16}, {RESID: 1.0}, latents=slice(0, 24))
+    half = Dictionary(spec.dictionaries[0], {RESID: 16}, {RESID: 16}, {RESID: 1.0}, latents=range(24))
     with pytest.raises(SpecError, match="this one has 24 of 48"):
         EndToEndModels(spec, store, eligible, torch.device("cpu")).term(half)
