@@ -84,3 +84,9 @@ def submit(job: AnyJob, address: str, *, attempt: int | None = None) -> ClusterJ
     from deploy.submission import submit
 
     return submit(job, address, attempt=attempt)
+
+
+if __name__ == "__main__":
+    from deploy.cli import main
+
+    main()

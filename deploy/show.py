@@ -30,13 +30,21 @@ def summary_lines(summary: Mapping[str, Any]) -> list[str]:
         )
     for name, figures in summary["dictionaries"].items():
         shown = figures if "fvu" in figures else figures.get("training", {})
-        where = "" if "fvu" in figures else " (last training step)"
-        words = [f"{word} {shown[key]:.4g}" for key, word in _FIGURES.items() if shown.get(key) is not None]
-        lines.append(f"  dictionary {name}: {', '.join(words)}{where}")
+        lines.append(_dictionary_line(name, shown, "" if "fvu" in figures else " (last training step)"))
     lines += [
         f"  {name}: {job['output']}{' (reused)' if job['reused'] else ''}" for name, job in summary["jobs"].items()
     ]
     return lines
+
+
+def dictionary_lines(metrics: Mapping[str, Mapping[str, float]]) -> list[str]:
+    """The figures of each dictionary's last step in training."""
+    return [_dictionary_line(name, figures, " (last training step)") for name, figures in metrics.items()]
+
+
+def _dictionary_line(name: str, figures: Mapping[str, Any], where: str) -> str:
+    words = [f"{word} {figures[key]:.4g}" for key, word in _FIGURES.items() if figures.get(key) is not None]
+    return f"  dictionary {name}: {', '.join(words)}{where}"
 
 
 def table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> list[str]:
