@@ -163,6 +163,7 @@ class _Run:
     seconds: dict[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        self._started = time.perf_counter()
         folder, name = summary_place(self.job)
         self.events = EventLog(folder, events_name(name), job=self.job.name)
 
@@ -204,7 +205,8 @@ class _Run:
 
     def write(self, status: str, error: str = "") -> dict[str, Any]:
         """Write ``summary.json`` and return it."""
-        summary = summarised(self.job, self.results, self.seconds) | {"status": status, "error": error}
+        seconds = {**self.seconds, "total": round(time.perf_counter() - self._started, 3)}
+        summary = summarised(self.job, self.results, seconds) | {"status": status, "error": error}
         folder, name = summary_place(self.job)
         Objects(folder).write(name, (json.dumps(summary, indent=1) + "\n").encode())
         return summary
@@ -269,7 +271,7 @@ def summarised(
     each shuffle. ``dictionaries``: name -> figures of
     the evaluation, and ``training``, those of the last step; a name that two train jobs use is given as JOB/NAME.
     ``jobs``: job name -> kind, output, whether it was reused, and the seconds that it has waited for another.
-    ``seconds``: job name -> wall time, and ``total``.
+    ``seconds``: job name -> wall time, and ``total``, which is less than their sum where jobs ran side by side.
     """
     collections = [figures for each, figures in results.values() if isinstance(each, CollectSpec)]
     return {
@@ -280,7 +282,7 @@ def summarised(
         "collection": collections[0] if collections else {},
         "shuffles": {name: figures for name, (each, figures) in results.items() if isinstance(each, ShuffleSpec)},
         "dictionaries": _dictionaries(results),
-        "seconds": {**seconds, "total": round(sum(seconds.values()), 3)},
+        "seconds": seconds,
         "jobs": {
             name: {"kind": each.kind, "output": each.output, "reused": bool(figures.get("reused", False))}
             | {key: round(figures[key], 3) for key in ("stalled_seconds",) if key in figures}

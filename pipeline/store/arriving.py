@@ -20,7 +20,7 @@ from pipeline.store.words import Floats, Words
 from schemas.fields import Dtype
 from schemas.store import HookStatistics, StoreRecord
 
-STATISTICS_ROWS = 2**16
+STATISTICS_ROWS = 2**14
 """The statistics that training starts from are those of the units that hold the first so many rows."""
 
 

@@ -81,7 +81,10 @@ def test_a_pipeline_runs_and_runs_again(
     assert set(summary["dictionaries"]) == {"sae", "skip"}
     for figures in summary["dictionaries"].values():
         assert {"fvu", "l0", "dead_share", "ce_recovered", "training"} <= set(figures)
-    assert set(summary["seconds"]) == {"collect", "train", "evaluate", "total"}
+    seconds = dict(summary["seconds"])
+    total = seconds.pop("total")
+    assert set(seconds) == {"collect", "train", "evaluate"}
+    assert sum(seconds.values()) <= total  # one after the other, and Ray's start
     for made in ("store/manifest.json", "dictionaries/sae/dictionary.safetensors", "report.html", "evaluation.json"):
         assert (output / made).is_file(), made
 
@@ -164,7 +167,6 @@ def test_two_dictionaries_of_one_name_are_told_apart() -> None:
         "a/d": {"training": {"fvu": 0.5}},
         "b/d": {"training": {"fvu": 0.4}, "fvu": 0.3, "l0": 4.0},
     }
-    assert summary["seconds"]["total"] == 3.5
     assert summary["jobs"]["b"] == {"kind": "train", "output": "runs/b", "reused": True}
     assert summary["collection"] == {}
 
