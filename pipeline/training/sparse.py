@@ -135,7 +135,10 @@ class SparsePasses:
         latents = facts.world.latents
         dead = facts.dead.nonzero().squeeze(1)
         z, encoder, b_enc = self._operands(z_BS)
-        found = self._kernels.largest(z, encoder[dead], b_enc[dead], min(num_slots, len(dead)))
+        # None of this rank's latents may be dead, and it takes part all the same.
+        found = SparseCodes(z_BS.new_zeros(len(z_BS), 0), dead.new_zeros(len(z_BS), 0))
+        if len(dead):
+            found = self._kernels.largest(z, encoder[dead], b_enc[dead], min(num_slots, len(dead)))
         found = keep_largest(found, num_slots, latents)
         codes = SparseCodes(found.values, dead[found.indices])
         # r - r^ = (y - y^) - r^ = -(error + r^), so the error grows by r^ and the gradient keeps its sign.

@@ -86,7 +86,8 @@ def test_ranks_are_one_and_a_killed_rank_is_made_good(
     workers = {"num_workers": 2, "latent_shards": 2}
     sharded = sharded.model_copy(update={"workers": sharded.workers.model_copy(update=workers)})
     group = torchrun(sharded)
-    assert group.wait(timeout=250) == 0, group.communicate()
+    _, errors = group.communicate(timeout=250)
+    assert group.returncode == 0, errors
     for theirs in (hit, sharded):
         for name, tensors in weights(alone).items():
             for key, tensor in tensors.items():
