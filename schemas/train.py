@@ -48,11 +48,11 @@ class DivergenceCheck(Spec):
     """When a dictionary counts as diverged and is stopped. Its last good checkpoint is what is kept of it; the other
     dictionaries of the job go on, and the job fails when they are done."""
 
-    loss_multiple: Annotated[float, Field(ge=0)] = 10.0
-    """How many times the lowest median loss so far, or the loss of predicting the mean if that is higher, the median
-    loss may be; 0: only a loss or a gradient that is not finite stops a dictionary."""
+    fvu_multiple: NonNegativeFloat = 10.0
+    """How many times the lowest median FVU so far, or 1 (what predicting the mean gives) if that is higher, the median
+    FVU may be; 0: only a loss or a gradient that is not finite stops a dictionary."""
     window_steps: PositiveInt = 50
-    """Steps of a median. A loss that explodes is found after half as many."""
+    """Steps of a median. An error that explodes is found after half as many."""
 
 
 class TrainWorkers(Spec):

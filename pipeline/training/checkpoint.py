@@ -4,7 +4,8 @@
     checkpoints/STEP/checkpoint.json      written last: steps, rows, place in the feed, identity, digests of the files
 
 A checkpoint exists when its JSON does. That holds on a local disk (every object is written whole, under another name,
-then renamed) and on an object store alike, which has no rename. The last two are kept.
+then renamed) and on an object store alike, which has no rename. The last two are kept, and of a dictionary whose error
+looks bad in those the last one in which it did not.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -59,10 +60,12 @@ class Checkpoints:
         progress: Progress,
         identity: Mapping[str, Any],
         states: Iterable[tuple[str, Mapping[str, torch.Tensor]]],
+        suspect: Collection[str] = (),
     ) -> None:
-        """Write one and drop all but the last two.
+        """Write one and drop those that nobody needs any more.
 
         ``states``: dictionary name and whole ``DictionaryTrainer.state()``, of which one is held at a time.
+        ``suspect``: dictionaries that may be diverging.
         """
         folder = f"{progress.step:09d}"
         digests = {}
@@ -70,7 +73,10 @@ class Checkpoints:
             data = safetensors.torch.save({key: value.cpu().contiguous() for key, value in tensors.items()})
             digests[name] = hashlib.sha256(data).hexdigest()
             self._objects.write(f"{folder}/{name}.safetensors", data)
-        record = {"format": 1, "progress": asdict(progress), "identity": dict(identity), "sha256": digests}
+        record = {
+            "format": 1, "progress": asdict(progress), "identity": dict(identity), "sha256": digests,
+            "suspect": sorted(suspect),
+        }  # fmt: skip
         self._objects.write(f"{folder}/{_COMMIT}", (json.dumps(record, indent=1) + "\n").encode())
         self._prune()
 
@@ -78,6 +84,13 @@ class Checkpoints:
         """Progress and identity of the checkpoint of ``step``."""
         record = self._record(step)
         return Progress(**record["progress"]), record["identity"]
+
+    def last_good(self, name: str) -> Progress | None:
+        """Where the dictionary was last well, of the checkpoints that are there."""
+        for step in reversed(self.steps()):
+            if name not in self._record(step)["suspect"]:
+                return self.read_record(step)[0]
+        return None
 
     def read_state(self, step: int, name: str) -> dict[str, torch.Tensor]:
         """The tensors of one dictionary, on the CPU.
@@ -104,8 +117,21 @@ class Checkpoints:
             )
         return record
 
+    def _needed(self) -> Iterator[int]:
+        """The last steps, and before them the last at which those dictionaries were well that no longer are."""
+        steps = self.steps()
+        yield from steps[-KEEP:]
+        bad = set.intersection(*(set(self._record(step)["suspect"]) for step in steps[-KEEP:]))
+        for step in reversed(steps[:-KEEP]):
+            if not bad:
+                return
+            well = bad - set(self._record(step)["suspect"])
+            if well:
+                yield step
+            bad -= well
+
     def _prune(self) -> None:
-        kept = {f"{step:09d}" for step in self.steps()[-KEEP:]}
+        kept = {f"{step:09d}" for step in self._needed()}
         doomed = [key for key in self._objects.list() if key.split("/")[0] not in kept]
         # The commit goes first: a checkpoint that lost a file must not look whole.
         for key in sorted(doomed, key=lambda key: not key.endswith(_COMMIT)):

@@ -12,9 +12,11 @@ Every rank calls ``train`` with the same spec and its own ``World``:
 from __future__ import annotations
 
 import json
+import logging
 from collections import deque
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Mapping
 from contextlib import closing
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -31,10 +33,12 @@ from pipeline.training.points import points_of
 from pipeline.training.tracker import Trackers, open_trackers
 from pipeline.training.trainer import DictionaryTrainer
 from pipeline.training.world import World
-from schemas.errors import SpecError
+from schemas.errors import DivergenceError, SpecError
 from schemas.train import TrainSpec
 
 COMPLETE = "training.json"
+
+_log = logging.getLogger(__name__)
 
 Report = Callable[[dict[str, Any]], None]
 
@@ -60,19 +64,45 @@ def train(
         num_threads: Threads of the compiled loops; None: as many as torch has.
 
     Returns:
-        ``steps, tokens, seconds, stalled_seconds, tokens_per_s, reused`` and ``dictionaries``: name -> figures of the
-        last step. ``stalled_seconds``: waiting for rows. Times are this process's and do not count what an earlier,
-        interrupted one did.
+        ``steps, tokens, seconds, stalled_seconds, tokens_per_s, reused``, ``dictionaries``: name -> figures of the last
+        step, and ``stopped``, empty, see ``require_all_trained``. ``stalled_seconds``: waiting for rows. Times are this
+        process's and do not count what an earlier, interrupted one did.
 
     Raises:
         MismatchError: the output holds a run of another identity.
         HookPointError: the store lacks a hook point.
         ResourceError: the dictionaries do not fit into memory.
-        DivergenceError: a loss is not finite; the last checkpoint is kept.
+        DivergenceError: some dictionaries diverged; the others are trained, and all is written.
     """
     run = _Run(spec, world, torch.device(device), store)
-    summary = run.finished()
-    return summary or run.train(report, num_threads or torch.get_num_threads())
+    summary = run.finished() or run.train(report, num_threads or torch.get_num_threads())
+    require_all_trained(spec, summary)
+    return summary
+
+
+def require_all_trained(spec: TrainSpec, summary: Mapping[str, Any]) -> None:
+    """Refuse the summary of a training in which dictionaries diverged.
+
+    Raises:
+        DivergenceError: naming them, why, and what is kept of them.
+    """
+    stopped = summary.get("stopped")
+    if not stopped:
+        return
+    lines = [
+        f"  step {facts['step']} of dictionary {name!r}: {facts['reason']}; "
+        + (f"{name} is kept as of step {facts['kept_step']}" if facts["kept_step"] else "no good checkpoint is kept")
+        for name, facts in stopped.items()
+    ]
+    num_others = len(spec.dictionaries) - len(stopped)
+    raise DivergenceError(
+        f"{spec.name}: {len(stopped)} of {len(spec.dictionaries)} dictionaries diverged and were stopped"
+        + (f"; the other {num_others} are trained and in {spec.output}:" if num_others else ":")
+        + "\n"
+        + "\n".join(lines)
+        + "\nTrain them anew into another output with a lower learning_rate or a higher schedule.warmup_fraction; "
+        "where figures are not finite, look for NaN in the store (num_nan and num_inf of its statistics)"
+    )
 
 
 class _Run:
@@ -146,7 +176,7 @@ class _Run:
         num_rows = schedule.total_rows(spec, feed.rows_per_epoch)
         num_steps = schedule.total_steps(num_rows, feed.rows_per_epoch, spec.batch_rows)
         _require_one_epoch(spec, num_rows, feed.rows_per_epoch)
-        if progress.step == num_steps:
+        if progress.step == num_steps or not _running(trainers):
             return progress
         with closing(feed.iterate(FeedState(progress.epoch, progress.batch))) as batches:
             while progress.step < num_steps:
@@ -161,7 +191,8 @@ class _Run:
                     batch=batch.state_after.batch,
                     metrics=metrics,
                 )
-                is_last = progress.step == num_steps
+                progress = self._without_diverged(trainers, progress)
+                is_last = progress.step == num_steps or not _running(trainers)
                 if is_last or _due(progress.step, spec.log_every_steps):
                     record = self._record(progress, factor, clock) | self._quality(feed, batch)
                     trackers.log(record)
@@ -169,6 +200,8 @@ class _Run:
                         report({**record, "num_steps": num_steps, "stalled_seconds": clock.stalled_s})
                 if is_last or _due(progress.step, spec.checkpoint_every_steps):
                     self._checkpoint(trainers, progress, trackers)
+                if is_last:
+                    break
         return progress
 
     def _step(
@@ -184,8 +217,34 @@ class _Run:
                 world=self._world,
                 row_ids=batch.rows,
             )
-            for trainer in trainers
+            for trainer in _running(trainers)
         }
+
+    def _without_diverged(self, trainers: list[DictionaryTrainer], progress: Progress) -> Progress:
+        """Set dictionaries that this step has found to diverge back to their last good checkpoint, and write that.
+
+        The others go on: what they learn does not depend on them, and their share of the work is done.
+        """
+        metrics = dict(progress.metrics)
+        for trainer in trainers:
+            name = trainer.dictionary.spec.name
+            verdict = trainer.watch.verdict
+            if verdict is None or name not in metrics:
+                continue
+            del metrics[name]
+            kept = resume.fall_back(trainer, self._checkpoints, self._world)
+            trainer.watch.settle(verdict, kept.step if kept else 0)
+            _log.warning("%s: %s, stopped at step %d", name, verdict.reason(self._spec.divergence), verdict.step)
+            if kept:
+                self._write(trainer, kept)
+        return replace(progress, metrics=metrics)
+
+    def _write(self, trainer: DictionaryTrainer, progress: Progress) -> None:
+        """The dictionary's folder; the ranks that share its latents take part."""
+        if self._world.rows.rank == 0:
+            whole = shards.whole_dictionary(trainer.dictionary, self._world.latents)
+            if whole is not None:
+                result.write(self._spec, self._store, progress, whole)
 
     def _record(self, progress: Progress, factor: float, clock: Clock) -> dict[str, Any]:
         return {
@@ -210,7 +269,8 @@ class _Run:
         states = self._whole_states(trainers)
         if self._world.rank == 0:
             trackers.flush()
-            self._checkpoints.write(progress, self._identity, states)
+            suspect = [trainer.dictionary.spec.name for trainer in trainers if trainer.watch.is_suspect]
+            self._checkpoints.write(progress, self._identity, states, suspect)
         else:
             deque(states, maxlen=0)
 
@@ -232,16 +292,24 @@ class _Run:
             "tokens_per_s": rate,
             "reused": False,
             "dictionaries": progress.metrics,
+            "stopped": {
+                trainer.dictionary.spec.name: verdict.facts(self._spec.divergence)
+                for trainer in trainers
+                if (verdict := trainer.watch.verdict)
+            },
         }
-        for trainer in trainers if self._world.rows.rank == 0 else []:
-            whole = shards.whole_dictionary(trainer.dictionary, self._world.latents)
-            if whole is not None:
-                result.write(self._spec, self._store, progress, whole)
+        for trainer in _running(trainers):
+            self._write(trainer, progress)
         if self._world.rank == 0:
             record = {"format": 1, "identity": self._identity, "summary": summary}
             Objects(self._spec.output).write(COMPLETE, (json.dumps(record, indent=1) + "\n").encode())
         self._world.barrier()
         return summary
+
+
+def _running(trainers: list[DictionaryTrainer]) -> list[DictionaryTrainer]:
+    """Those that have not diverged."""
+    return [trainer for trainer in trainers if trainer.watch.verdict is None]
 
 
 def _require_one_epoch(spec: TrainSpec, num_rows: int, rows_per_epoch: int) -> None:

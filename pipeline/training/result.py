@@ -53,7 +53,13 @@ def start(
         initialise.fill(dictionary, _medians(store, d_target, eligible) if initialise.wants_median(wanted) else means)
         term = models.term(dictionary)
         trainers.append(
-            DictionaryTrainer(dictionary, chosen, max_gradient_norm=spec.max_gradient_norm, end_to_end=term)
+            DictionaryTrainer(
+                dictionary,
+                chosen,
+                max_gradient_norm=spec.max_gradient_norm,
+                end_to_end=term,
+                divergence=spec.divergence,
+            )
         )
     return trainers
 

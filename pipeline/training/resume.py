@@ -62,6 +62,22 @@ def restore(
     return progress if world.rank == 0 else Progress(*place.tolist())
 
 
+def fall_back(trainer: DictionaryTrainer, checkpoints: Checkpoints, world: World) -> Progress | None:
+    """Overwrite the state of one trainer on all ranks with its last good checkpoint's; what it is a state of.
+
+    None where there is none; the state is then as it was. ``metrics`` are on rank 0 alone.
+    """
+    name = trainer.dictionary.spec.name
+    progress = (checkpoints.last_good(name) if world.rank == 0 else None) or Progress()
+    place = torch.tensor([progress.step, progress.rows], device=trainer.dictionary.b_dec.device)
+    world.broadcast(place)
+    if not int(place[0]):
+        return None
+    _overwrite(trainer, checkpoints.read_state(progress.step, name) if world.rank == 0 else {}, world)
+    trainer.restore(int(place[0]))
+    return progress if world.rank == 0 else Progress(*place.tolist())
+
+
 def _agree(trainer: DictionaryTrainer, world: World) -> None:
     for name, tensor in trainer.state().items():
         (world.rows if shards.is_sliced(name) else world).broadcast(tensor)

@@ -46,7 +46,7 @@ def sum_over(part_BT: torch.Tensor, latents: World) -> torch.Tensor:
 def is_sliced(name: str) -> bool:
     """A tensor of ``DictionaryTrainer.state()`` has a row for each latent, and lies where the latent does."""
     kind, _, weight = name.partition(".")
-    return kind not in {"buffers", "objective"} and weight not in {"b_dec", "skip"}
+    return kind not in {"buffers", "objective", "divergence"} and weight not in {"b_dec", "skip"}
 
 
 def gather(state: Mapping[str, torch.Tensor], num_latents: int, latents: World) -> dict[str, torch.Tensor]:

@@ -22,6 +22,7 @@ import torch
 
 from pipeline.dictionaries.dictionary import Dictionary
 from pipeline.training import constraint
+from pipeline.training.divergence import DivergenceWatch
 from pipeline.training.end_to_end import EndToEndTerm
 from pipeline.training.kernels import Kernels
 from pipeline.training.objective import StepFacts
@@ -30,8 +31,8 @@ from pipeline.training.optimiser import optimiser_of
 from pipeline.training.parameters import flat_gradients, gradient
 from pipeline.training.totals import BatchTotals
 from pipeline.training.world import World
-from schemas.errors import DivergenceError
 from schemas.optimiser import Muon
+from schemas.train import DivergenceCheck
 
 BLOCK_ELEMENTS = 2**23
 """Pre-activations that exist at one time: 32 MiB in float32, whatever the batch and the dictionary."""
@@ -47,6 +48,7 @@ class DictionaryTrainer:
         *,
         max_gradient_norm: float,
         end_to_end: EndToEndTerm | None = None,
+        divergence: DivergenceCheck = DivergenceCheck(),  # noqa: B008 - frozen
     ) -> None:
         self.dictionary = dictionary
         self.num_steps = 0
@@ -58,6 +60,7 @@ class DictionaryTrainer:
         self._totals = BatchTotals(len(dictionary.b_dec), dictionary.num_latents, device)
         self.rows_since_fired = torch.zeros(dictionary.num_latents, dtype=torch.int64, device=device)
         self._optimiser = optimiser_of(dictionary.spec.optimiser, dict(dictionary.named_parameters()))
+        self.watch = DivergenceWatch(divergence, device)
 
     def step(
         self,
@@ -69,7 +72,9 @@ class DictionaryTrainer:
         world: World,
         row_ids: npt.NDArray[np.int64] | None = None,
     ) -> dict[str, float]:
-        """Take one step and return its figures, equal on all ranks.
+        """Take one step and return its figures, equal on all ranks; ``watch`` then says whether it has diverged.
+
+        A step whose loss or gradient is not finite leaves the weights as they were.
 
         Args:
             acts: Raw activations of this rank's share, hook point -> [B, D]; B may be 0.
@@ -78,9 +83,6 @@ class DictionaryTrainer:
             progress: Share of the run that is behind, for sparsity schedules.
             world: The ranks.
             row_ids: Ids [B] of the rows in their store; dictionaries that resample dead latents need them.
-
-        Raises:
-            DivergenceError: loss or gradient is not finite; the weights are as before the step.
         """
         dead_F = self.rows_since_fired >= self._objective.dead_after_tokens
         num_dead, error_weight = _num_dead(dead_F, world), 1.0
@@ -97,11 +99,14 @@ class DictionaryTrainer:
             figures = self._end_to_end.add_gradients(self._gradients, facts)
             metrics |= {**figures, "loss": metrics["loss"] + self._end_to_end.loss(figures)}
         metrics["grad_norm"] = self._constrain_gradients(world)
-        self._require_finite(metrics)
+        if not all(map(math.isfinite, metrics.values())):
+            self.watch.note_not_finite(metrics["loss"], metrics["grad_norm"], self.num_steps)
+            return metrics
         self._update(factor)
         self._objective.finish(sources, self._totals, facts, self._optimiser.clear)
         self.rows_since_fired += num_rows
         self.rows_since_fired[self._totals.fired > 0] = 0
+        self.watch.observe(metrics["fvu"], self.num_steps)
         self.num_steps += 1
         return metrics
 
@@ -110,6 +115,7 @@ class DictionaryTrainer:
         tensors = {"rows_since_fired": self.rows_since_fired}
         tensors |= {f"buffers.{name}": buffer for name, buffer in self.dictionary.named_buffers()}
         tensors |= {f"objective.{name}": tensor for name, tensor in self._objective.state().items()}
+        tensors |= {f"divergence.{name}": tensor for name, tensor in self.watch.state().items()}
         tensors |= {f"weights.{name}": parameter.detach() for name, parameter in self.dictionary.named_parameters()}
         return tensors | self._optimiser.state()
 
@@ -181,15 +187,6 @@ class DictionaryTrainer:
             self.dictionary.zero_outside_blocks()
         if self.dictionary.spec.activation.has_unit_decoder:
             constraint.normalise(self.dictionary)
-
-    def _require_finite(self, metrics: Mapping[str, float]) -> None:
-        bad = {name: value for name, value in metrics.items() if not math.isfinite(value)}
-        if bad:
-            raise DivergenceError(
-                f"step {self.num_steps + 1} of dictionary {self.dictionary.spec.name!r}: {bad} must be finite; "
-                "the last checkpoint is kept. Lower learning_rate, raise schedule.warmup_fraction, or look for "
-                "NaN in the store (num_nan and num_inf of its statistics)"
-            )
 
 
 def _num_dead(dead_F: torch.Tensor, world: World) -> int:
