@@ -2,6 +2,7 @@
 
     CPU, float32     compiled loops over the active latents (``compiled.py``), the largest pre-activations found in
                      fixed point (``screening.py``)
+    CUDA, float32    Triton over the active latents (``gpu_kernels.py``); the largest pre-activations by torch
     anything else    plain torch: the codes made dense, matrix products, deterministic on any device
 
 Letters: B rows, F latents, K active latents of a row, S and T widths of sources and targets.
@@ -9,6 +10,7 @@ Letters: B rows, F latents, K active latents of a row, S and T widths of sources
 
 from __future__ import annotations
 
+import importlib.util
 from typing import Protocol
 
 import torch
@@ -121,10 +123,14 @@ def not_below(pre_BF: torch.Tensor, least: float) -> tuple[torch.Tensor, torch.T
 
 
 def choose(device: torch.device, dtype: torch.dtype, num_threads: int) -> Kernels:
-    """Compiled loops on the CPU in float32, plain torch elsewhere."""
+    """Compiled loops on the CPU in float32, Triton on CUDA in float32 where it is installed, plain torch elsewhere."""
+    # Loaded here because importing numba or Triton takes longer than all the rest of this package.
     if device.type == "cpu" and dtype == torch.float32:
-        # Loaded here because importing numba takes longer than all the rest of this package.
         from pipeline.training.compiled import CompiledKernels
 
         return CompiledKernels(num_threads)
+    if device.type == "cuda" and dtype == torch.float32 and importlib.util.find_spec("triton") is not None:
+        from pipeline.training.gpu_kernels import TritonKernels
+
+        return TritonKernels()
     return TorchKernels()

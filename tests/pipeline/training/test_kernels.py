@@ -1,6 +1,12 @@
-"""Compiled loops and plain torch against autograd of the same expression."""
+"""Compiled loops, Triton kernels and plain torch against autograd of the same expression.
+
+Triton's kernels run in its interpreter where there is no GPU.
+"""
 
 from __future__ import annotations
+
+import importlib.util
+import os
 
 import pytest
 import torch
@@ -9,12 +15,25 @@ from pipeline.dictionaries.codes import SparseCodes
 from pipeline.training.compiled import CompiledKernels
 from pipeline.training.kernels import Kernels, TorchKernels, choose
 
-B, F, K, S, T = 37, 50, 5, 12, 9
+B, F, K, S, T = 37, 50, 5, 150, 9  # S is wider than a program of Triton
+
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"  # read when the kernels are imported
 
 
-@pytest.fixture(params=["torch", "compiled-1", "compiled-3"])
+def triton_kernels() -> Kernels:
+    if importlib.util.find_spec("triton") is None:
+        pytest.skip("triton is not installed; it comes with the extra dev on Linux")
+    from pipeline.training.gpu_kernels import TritonKernels
+
+    return TritonKernels()
+
+
+@pytest.fixture(params=["torch", "compiled-1", "compiled-3", "triton"])
 def kernels(request: pytest.FixtureRequest) -> Kernels:
     kind, _, threads = request.param.partition("-")
+    if kind == "triton":
+        return triton_kernels()
     return TorchKernels() if kind == "torch" else CompiledKernels(int(threads))
 
 
@@ -88,29 +107,46 @@ def test_no_rows_is_no_work(kernels: Kernels) -> None:
     assert not total.any()
 
 
-def test_results_do_not_depend_on_the_number_of_threads() -> None:
-    p = problem(4)
-    codes = SparseCodes(p["values"], p["indices"])
-    seen = []
-    for threads in (1, 4):
-        kernels = CompiledKernels(threads)
-        gradients = [torch.zeros(F, T), torch.zeros(F, S), torch.zeros(F)]
-        code_grad = kernels.code_gradient(codes, p["table"], p["grad"])
-        kernels.add_weight_gradients(
-            codes, code_grad, p["grad"], p["inputs"],
-            decoder_grad=gradients[0], encoder_grad=gradients[1], b_enc_grad=gradients[2],
-        )  # fmt: skip
-        seen.append(gradients)
-    assert all(torch.equal(one, other) for one, other in zip(*seen, strict=True))
+def test_the_largest_pre_activations(kernels: Kernels) -> None:
+    p = problem(5)
+    encoder, bias = torch.randn(F, S, generator=torch.Generator().manual_seed(6)), torch.linspace(-30, 5, F)
+    pre = torch.addmm(bias, p["inputs"], encoder.T)
+    codes = kernels.largest(p["inputs"], encoder, bias, K)
+    values, latents = torch.topk(pre, K, dim=1)
+    expected = SparseCodes(values.relu(), latents).dense(F)
+    torch.testing.assert_close(codes.dense(F), expected, rtol=1e-4, atol=1e-4)
+    assert codes.values.shape == codes.indices.shape == (B, K)
+    assert kernels.largest(p["inputs"], encoder[:0], bias[:0], 0).values.shape == (B, 0)
+    values, places = kernels.above(p["inputs"], encoder, bias, 4.0)
+    assert torch.equal(places, (pre >= 4).flatten().nonzero().squeeze(1))
+    torch.testing.assert_close(values, pre.flatten()[places], rtol=1e-4, atol=1e-4)
 
 
-def test_nan_is_not_hidden() -> None:
+def test_of_tied_latents_the_lowest_are_kept(kernels: Kernels) -> None:
+    generator = torch.Generator().manual_seed(7)
+    # Whole numbers, so that products are exact: four copies of each of six latents tie.
+    inputs = torch.randint(-9, 10, (B, S), generator=generator).float()
+    encoder = torch.randint(-9, 10, (6, S), generator=generator).float()
+    codes = kernels.largest(inputs, encoder.repeat_interleave(4, 0), torch.full((24,), 1e5), 6)
+    order = (inputs @ encoder.T).sort(dim=1, descending=True).indices
+    for latents, (best, second) in zip(codes.indices, order[:, :2].tolist(), strict=True):
+        assert set(latents.tolist()) == {4 * best + copy for copy in range(4)} | {4 * second, 4 * second + 1}
+
+
+def test_nan_is_not_hidden(kernels: Kernels) -> None:
     codes = SparseCodes(torch.ones(1, 1), torch.zeros(1, 1, dtype=torch.int64))
     out = torch.zeros(1, T)
-    CompiledKernels(1).decode(codes, torch.full((F, T), float("nan")), out)
+    kernels.decode(codes, torch.full((F, T), float("nan")), out)
+    assert out.isnan().all()
+    broken = kernels.largest(torch.full((1, S), float("nan")), torch.ones(F, S), torch.zeros(F), K)
+    out = torch.zeros(1, T)
+    kernels.decode(broken, torch.ones(F, T), out)
     assert out.isnan().all()
 
 
 def test_the_choice_follows_device_and_dtype() -> None:
     assert isinstance(choose(torch.device("cpu"), torch.float32, 1), CompiledKernels)
     assert isinstance(choose(torch.device("cpu"), torch.float64, 1), TorchKernels)
+    if importlib.util.find_spec("triton") is not None:
+        assert type(choose(torch.device("cuda"), torch.float32, 1)).__name__ == "TritonKernels"
+    assert isinstance(choose(torch.device("cuda"), torch.float64, 1), TorchKernels)
