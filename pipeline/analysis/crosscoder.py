@@ -20,7 +20,8 @@ def crosscoder_figures(dictionary: Dictionary) -> dict[str, Any] | None:
     ``mean_norm``: decoder norm averaged over latents. ``peaks``, ``onsets``: latents that have theirs there.
     ``without_norm``: latents whose rows are all zero. ``dimensionality`` and ``width``: sum of the latents' feature
     dimensionalities, and its bound. ``rotation``: mean cosines, see ``trajectories.mean_rotation``, None where no
-    latent lives at both; absent where widths differ. ``relative_norm``: of two targets, counts of the second's share.
+    latent lives at both; absent where widths differ. ``trajectories``: see ``trajectories.mean_trajectories``, an entry
+    for each onset, None where no latent has it. ``relative_norm``: of two targets, counts of the second's share.
     """
     parts = trajectories.decoder_parts(dictionary)
     if len(parts) < 2:
@@ -32,6 +33,9 @@ def crosscoder_figures(dictionary: Dictionary) -> dict[str, Any] | None:
         "mean_norm": norms_FH.mean(0).tolist(),
         "peaks": _counts(peak_F, len(parts)),
         "onsets": _counts(onset_F, len(parts)),
+        "trajectories": [
+            None if line_H.isnan().any() else line_H.tolist() for line_H in trajectories.mean_trajectories(norms_FH)
+        ],
         "without_norm": int((peak_F < 0).sum()),
         "dimensionality": [float(trajectories.dimensionalities(part).sum()) for part in parts.values()],
         "width": [part.shape[1] for part in parts.values()],

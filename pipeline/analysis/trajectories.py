@@ -46,6 +46,17 @@ def onset(norms_FH: torch.Tensor, *, share: float = 0.5) -> torch.Tensor:
     return _first(norms_FH, norms_FH > share * _greatest(norms_FH))
 
 
+def mean_trajectories(norms_FH: torch.Tensor) -> torch.Tensor:
+    """Decoder norms as shares of each latent's greatest, averaged over the latents of each onset, [H onsets, H]
+    float64; NaN for an onset that no latent has."""
+    num_targets = norms_FH.shape[1]
+    onset_F = onset(norms_FH)
+    alive_F = onset_F >= 0
+    share_FH = (norms_FH[alive_F] / _greatest(norms_FH[alive_F])).double()
+    total_HH = torch.zeros(num_targets, num_targets, dtype=torch.float64).index_add_(0, onset_F[alive_F], share_FH)
+    return total_HH / torch.bincount(onset_F[alive_F], minlength=num_targets)[:, None]
+
+
 def rotation(parts: Mapping[str, torch.Tensor], latents: torch.Tensor | None = None) -> torch.Tensor:
     """Cosines [F, H, H] between a latent's directions at any two targets; 0 where either norm is below ``NO_NORM``.
 

@@ -39,6 +39,10 @@ def _charts(found: Mapping[str, Any], colour: int) -> list[tuple[str, Markup]]:
     fullness = [100 * used / width for used, width in zip(found["dimensionality"], found["width"], strict=True)]
     charts = [
         ("Mean decoder norm", _line("decoder norm", colour, steps, found["mean_norm"])),
+        (
+            "Decoder norm by onset, share of the greatest, mean over latents",
+            line_chart(_by_onset(found, steps), title="decoder norm by onset", x_label="target"),
+        ),
         ("Feature dimensionality, % of the width", _line("share of the space", colour, steps, fullness)),
         ("Latents by onset: first norm above half of the greatest", _bars("onsets", colour, found["onsets"])),
         ("Latents by peak: greatest norm", _bars("peaks", colour, found["peaks"])),
@@ -54,6 +58,16 @@ def _charts(found: Mapping[str, Any], colour: int) -> list[tuple[str, Markup]]:
         chart = histogram_chart(edges, series, title=title, x_label="share", width=_WIDTH, height=_HEIGHT)
         charts.append((title, chart))
     return charts
+
+
+def _by_onset(found: Mapping[str, Any], steps: list[float]) -> list[Series]:
+    """A line for each onset; of many the most frequent ones, as many as there are colours."""
+    lines = {index: line for index, line in enumerate(found["trajectories"]) if line is not None}
+    frequent = sorted(sorted(lines, key=lambda index: -found["onsets"][index])[:NUM_COLOURS])
+    return [
+        Series(f"onset at target {index + 1}: {found['onsets'][index]:,} latents", number, steps, lines[index])
+        for number, index in enumerate(frequent)
+    ]
 
 
 def _line(label: str, colour: int, x: list[float], y: list[float]) -> Markup:

@@ -92,3 +92,11 @@ def test_dimensionalities_never_exceed_the_width(num_rows: int, width: int, seed
     scales = (spread * torch.randn(num_rows, 1, generator=generator)).exp()
     rows_FD = torch.randn(num_rows, width, generator=generator) * scales
     assert float(trajectories.dimensionalities(rows_FD).sum()) <= width * (1 + 1e-6)
+
+
+def test_trajectories_are_averaged_by_onset() -> None:
+    norms = torch.tensor([[2.0, 1.0, 0.0], [4.0, 4.0, 4.0], [0.1, 0.2, 1.0], [0.0, 0.0, 0.0]])
+    found = trajectories.mean_trajectories(norms)
+    torch.testing.assert_close(found[0], torch.tensor([1.0, 0.75, 0.5], dtype=torch.float64))
+    assert found[1].isnan().all()
+    torch.testing.assert_close(found[2], torch.tensor([0.1, 0.2, 1.0], dtype=torch.float64))

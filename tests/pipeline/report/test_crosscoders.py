@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 
+import pytest
 import torch
 
 from pipeline.analysis.crosscoder import crosscoder_figures
@@ -30,6 +31,7 @@ def test_figures_by_hand() -> None:
     assert found["onsets"] == [1, 1]
     assert found["peaks"] == [1, 1]
     assert found["without_norm"] == 1
+    assert found["trajectories"] == [[1.0, pytest.approx(0.2)], [0.0, 1.0]]
     assert found["dimensionality"] == [1.0, 2.0]
     assert found["rotation"] == [[1.0, None], [None, 1.0]]
     assert [index for index, count in enumerate(found["relative_norm"]) if count] == [6, 39]
@@ -41,7 +43,7 @@ def test_one_target_has_no_section_and_unequal_widths_no_angles() -> None:
     assert found is not None
     assert "rotation" not in found
     titles = [title for title, _ in crosscoder_sections({"c": {"crosscoder": found}})[0]["charts"]]
-    assert len(titles) == 5
+    assert len(titles) == 6
 
 
 def test_the_page_shows_the_section(make_report_data: Callable[..., ReportData]) -> None:
@@ -53,6 +55,7 @@ def test_the_page_shows_the_section(make_report_data: Callable[..., ReportData])
     page = render(data)
     section = page[page.index('<section id="targets"') :]
     section = section[: section.index("</section>")]
-    assert section.count("<svg") == 5
+    assert section.count("<svg") == 6
+    assert section.count("onset at target") == 2
     assert "step2/blocks.1.hook_resid_post" in section
     assert len(re.findall(r"<rect class=.(?:above|below)", section)) == 9
