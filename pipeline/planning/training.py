@@ -82,6 +82,8 @@ def plan_training(spec: TrainSpec, planned: Mapping[str, PlannedStore], assumpti
     is_local = all(Objects(url).is_local for url in urls)
     cost = 0.0 if is_local else money.reading(assumptions.prices, size_bytes=read, gets=gets)
     notes.append("the hours of training are not planned")
+    if any(one.end_to_end is not None for one in spec.dictionaries):
+        notes.append("end_to_end runs the model on every rank: its memory comes on top of what the dictionaries take")
     return JobPlan(name=spec.name, kind=spec.kind, output=spec.output, train=train, money=cost, notes=notes)
 
 
