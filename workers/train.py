@@ -57,7 +57,8 @@ GROUP_STARTS = 10
 
 
 def run_train(spec: TrainSpec, *, progress: Progress, source: FeedSource | None = None) -> dict[str, Any]:
-    """Train on the connected Ray; the engine's summary and ``restarts``. A finished output is returned as it is.
+    """Train on the connected Ray; the engine's summary, ``restarts`` and ``num_ranks``, how many there were at the end.
+    A finished output is returned as it is, with 0 of both.
 
     Paths in the spec are absolute or URLs: ranks have working directories of their own. ``source``: the collection
     that feeds the training, where it is not ``stored``; without one feed ``follow`` reads what another run collects.
@@ -123,7 +124,8 @@ def _finished(spec: TrainSpec, facts: dict[str, Any]) -> dict[str, Any] | None:
         return None
     record = json.loads(outputs.read(engine.COMPLETE))
     resume.require_same_run(facts, record["identity"], spec.output)
-    return {**record["summary"], "reused": True, "restarts": 0}
+    engine.require_all_trained(spec, record["summary"])
+    return {**record["summary"], "reused": True, "restarts": 0, "num_ranks": 0}
 
 
 def require_room(spec: TrainSpec, cluster: Cluster) -> None:
@@ -230,19 +232,19 @@ def _rank_loop(config: dict[str, Any]) -> dict[str, Any] | None:
         spec,
         world,
         store=None if source is None else source.open(spec, points_of(spec), reader),
-        report=_reporter(spec.name, config["board"]) if world.rank == 0 else None,
+        report=_reporter(spec.name, config["board"], world.size) if world.rank == 0 else None,
         device=ray.train.torch.get_device(),
         num_threads=num_threads,
     )
-    return summary if world.rank == 0 else None
+    return {**summary, "num_ranks": world.size} if world.rank == 0 else None
 
 
-def _reporter(job: str, notices: Any) -> engine.Report:
+def _reporter(job: str, notices: Any, num_ranks: int) -> engine.Report:
     """For rank 0: the progress display and Prometheus."""
     post, gauges = board.poster(notices), TrainingMetrics(job)
 
     def report(record: dict[str, Any]) -> None:
-        post(record)
+        post({**record, "num_ranks": num_ranks})
         gauges.record(record)
 
     return report
@@ -263,12 +265,16 @@ def _watched(trainer: Any, notices: Any, spec: TrainSpec, progress: Progress) ->
 
     thread = threading.Thread(target=fit, name="ray-train", daemon=True)
     stalls = StallNotes(spec.name, "rows", progress)
+    num_ranks = 0
     with progress.task(spec.name, unit="steps") as task:
         thread.start()
         while thread.is_alive():
             thread.join(POLL_S)
             record = board.read(notices)
             _show(task, record)
+            if spec.workers.min_workers and record and record["num_ranks"] != num_ranks:
+                num_ranks = record["num_ranks"]
+                progress.note(f"{spec.name}: {num_ranks} ranks, {spec.workers.num_workers} at most")
             if spec.feed != "stored" and record:
                 stalls.add(record["stalled_seconds"], time.perf_counter())
         _show(task, board.read(notices))

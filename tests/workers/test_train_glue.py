@@ -10,51 +10,18 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import psutil
 import pytest
+from small_training import train_spec, write_store
 
-from pipeline.store.rows import TokenRows
-from pipeline.store.words import to_words
-from pipeline.store.writer import StoreWriter
-from schemas.errors import DivergenceError, MismatchError, ResourceError
-from schemas.fingerprint import fingerprint
-from schemas.store import PassRecord, StoreRecord
+from schemas.errors import DivergenceError, JobError, MismatchError, ResourceError
 from schemas.train import TrainSpec
 from workers.cluster import Cluster
 from workers.progress import Progress
 from workers.train import SCRATCH, require_room, run_train
 
-NUM_ROWS, D = 1600, 16
-
 pytestmark = pytest.mark.ray
-
-
-def write_store(url: str, poison: bool = False) -> str:
-    """Sums of 3 of 40 directions at the hook point ``resid``; ``poison`` puts an infinity into one row."""
-    random = np.random.default_rng(0)
-    codes = np.zeros((NUM_ROWS, 40))
-    for row in codes:
-        row[random.choice(40, 3, replace=False)] = random.uniform(1, 2, 3)
-    acts = codes @ random.normal(size=(40, D))
-    if poison:
-        acts[NUM_ROWS // 2 + 3, 3] = np.inf
-    identity = {"model": {"path": "planted"}, "poison": poison}
-    record = StoreRecord(
-        fingerprint=fingerprint(identity), identity=identity, table_fingerprint="table", dtype="bfloat16",
-        chunk_rows=100, shard_rows=NUM_ROWS, codec="none", table_url="", specials={}, spec={}, versions={},
-    )  # fmt: skip
-    writer = StoreWriter.open(url, record, PassRecord(hook_points={"resid": D}, batch_tokens=64), num_rows=NUM_ROWS)
-    rows = np.arange(NUM_ROWS)
-    tokens = TokenRows(
-        row=rows, token_id=rows % 50, document_id=rows // 10, position=rows % 10, held_out=np.zeros(NUM_ROWS, bool)
-    )
-    words = to_words(acts.astype(np.float32), "bfloat16")
-    writer.write_unit(0, {"resid": words}, tokens, worker="test", attempt=0, seconds={})
-    writer.finish()
-    return url
 
 
 @pytest.fixture(scope="module")
@@ -64,22 +31,7 @@ def store_url(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture
 def make_spec(store_url: str, tmp_path: Path) -> Callable[..., TrainSpec]:
-    def make(output: str = "out", **fields: Any) -> TrainSpec:
-        activation = {"kind": "topk", "k": 3, "aux_k": 8, "dead_after_tokens": 300}
-        facts = {
-            "store": store_url,
-            "dictionaries": [{"name": "sae", "sources": ["resid"], "num_latents": 64, "activation": activation}],
-            "batch_rows": 96,
-            "num_epochs": 12,
-            "checkpoint_every_steps": 20,
-            "log_every_steps": 1,
-            "trackers": [],
-            "workers": {"num_workers": 2},
-            "output": str(tmp_path / output),
-        }
-        return TrainSpec.model_validate(facts | fields)
-
-    return make
+    return lambda output="out", **fields: train_spec(store_url, str(tmp_path / output), **fields)
 
 
 def steps_logged(output: str) -> list[int]:
@@ -101,15 +53,16 @@ def ranks() -> list[psutil.Process]:
 
 
 @pytest.fixture
-def kill_a_rank() -> Iterator[Callable[[str, int], threading.Thread]]:
-    """Starts a thread that kills the last rank with SIGKILL once the output has logged a step."""
+def kill_a_rank() -> Iterator[Callable[[str, int, int], threading.Thread]]:
+    """Starts a thread that kills a rank with SIGKILL, -1 the last one or -2 the one before it, once the output has
+    logged a step."""
     threads: list[threading.Thread] = []
 
-    def kill_at(output: str, step: int) -> threading.Thread:
+    def kill_at(output: str, step: int, rank: int) -> threading.Thread:
         def watch() -> None:
             while max(steps_logged(output), default=0) < step:
                 time.sleep(0.01)
-            os.kill(ranks()[-1].pid, signal.SIGKILL)
+            os.kill(ranks()[rank].pid, signal.SIGKILL)
 
         threads.append(threading.Thread(target=watch, daemon=True))
         threads[-1].start()
@@ -121,14 +74,16 @@ def kill_a_rank() -> Iterator[Callable[[str, int], threading.Thread]]:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("rank", [-1, -2])
 def test_a_killed_rank_changes_no_byte(
     ray_cluster: object,
     make_spec: Callable[..., TrainSpec],
-    kill_a_rank: Callable[[str, int], threading.Thread],
+    kill_a_rank: Callable[[str, int, int], threading.Thread],
+    rank: int,
 ) -> None:
     calm, hit = make_spec("calm"), make_spec("hit")
     undisturbed = run_train(calm, progress=Progress())
-    killer = kill_a_rank(hit.output, 50)
+    killer = kill_a_rank(hit.output, 50, rank)
     shown = io.StringIO()
     disturbed = run_train(hit, progress=Progress(shown))
     assert not killer.is_alive()
@@ -145,6 +100,30 @@ def test_a_killed_rank_changes_no_byte(
     assert again["dictionaries"] == undisturbed["dictionaries"]
     with pytest.raises(MismatchError, match="batch_rows"):
         run_train(make_spec("calm", batch_rows=100), progress=Progress())
+
+
+@pytest.mark.slow
+def test_a_killed_run_goes_on_with_another_number_of_ranks(
+    ray_cluster: object,
+    make_spec: Callable[..., TrainSpec],
+    kill_a_rank: Callable[[str, int, int], threading.Thread],
+) -> None:
+    calm, hit = (
+        make_spec("calm", workers={"num_workers": 1}),
+        make_spec("hit", workers={"max_failures": 0, "num_workers": 2}),
+    )
+    run_train(calm, progress=Progress())
+    killer = kill_a_rank(hit.output, 50, -1)
+    with pytest.raises(JobError, match="max_failures is 0"):
+        run_train(hit, progress=Progress())
+    assert not killer.is_alive()
+    again = run_train(hit.model_copy(update={"workers": calm.workers}), progress=Progress())
+    # The rows that are left at the end of an epoch are a batch, too.
+    assert again["tokens"] == 12 * 1440
+    logs = [Path(spec.output, "metrics.jsonl").read_text().splitlines() for spec in (calm, hit)]
+    for one, other in zip(*(map(json.loads, log) for log in logs), strict=True):
+        assert (one["step"], one["tokens"]) == (other["step"], other["tokens"])
+        assert one["dictionaries"]["sae"] == pytest.approx(other["dictionaries"]["sae"], rel=1e-3, abs=1e-5)
 
 
 def test_what_a_rank_raises_comes_out_as_itself_and_is_not_repeated(

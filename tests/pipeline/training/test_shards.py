@@ -30,8 +30,8 @@ def train_steps(wanted: dict[str, Any], world: World) -> tuple[list[dict[str, fl
         activation["dead_after_tokens"] = 2 * B
     whole = build(**{**wanted, "activation": activation})
     with torch.no_grad():
-        # Dead from the start, on more than one shard: AuxK and resampling have something to do.
-        whole.b_enc[[0, 1, 2, 12, 22, 39]] = -20
+        # Dead from the start, on some shards and not on all: AuxK and resampling have something to do.
+        whole.b_enc[[0, 1, 2, 3, 12, 39]] = -20
     trainer = DictionaryTrainer(shard_of(whole, world.latents), TorchKernels(), max_gradient_norm=1.0)
     metrics = []
     for step in range(NUM_STEPS):
