@@ -126,7 +126,7 @@ class TrainSpec(Spec):
     """Learning rate over time."""
     normalise: Literal["mean_norm", "none"] = "mean_norm"
     """``mean_norm``: scale each hook point to a mean row norm of sqrt(d_model), by the store's statistics; of feeds
-    other than ``stored`` by those of its first 65,536 rows."""
+    other than ``stored`` by those of its first 16,384 rows."""
     max_gradient_norm: NonNegativeFloat = 1.0
     """Clip the gradient of each dictionary to this norm; 0: no clipping."""
     divergence: DivergenceCheck = DivergenceCheck()
