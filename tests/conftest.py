@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import signal
 
 import pytest
+
+os.environ.setdefault("RAY_ENABLE_AUTO_CONNECT", "0")  # as `workers` sets it, before any test imports ray
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     # As background jobs of scripts begin; the processes that tests interrupt would inherit it.

@@ -79,3 +79,10 @@ def test_a_connected_ray_is_used_and_not_shut_down(ray_cluster: Cluster) -> None
     with connect(ClusterSpec(num_cpus=1)) as cluster:
         assert cluster == Cluster(ray_cluster.address, ray_cluster.num_cpus, ray_cluster.num_gpus, is_own=False)
     assert ray.is_initialized()
+
+
+def test_no_call_starts_a_ray_by_the_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RAY_ENABLE_AUTO_CONNECT", raising=False)
+    found = python("import workers.cluster, ray\nray.get_actor('nobody')")
+    assert found.returncode == 1
+    assert "Ray has not been started yet" in found.stderr
