@@ -15,6 +15,8 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch.distributed.distributed_c10d import PrefixStore, Store
+from torch.distributed.rendezvous import rendezvous
 
 from pipeline.store.joined import store_urls
 from pipeline.store.retention import noted_use
@@ -32,12 +34,12 @@ class Ranks:
 
     def __init__(self) -> None:
         """Meet the others, of whom ``torchrun`` tells; without it there are none."""
-        self._store: dist.Store | None = None
+        self._store: Store | None = None
         self.rank, self.size, self.local_rank = 0, 1, int(os.environ.get("LOCAL_RANK", "0"))
         if "RANK" in os.environ and "WORLD_SIZE" in os.environ:
-            store, self.rank, self.size = next(dist.rendezvous("env://", timeout=TIMEOUT))
+            store, self.rank, self.size = next(rendezvous("env://", timeout=TIMEOUT))
             # torchrun may keep the store when it starts a group anew; the addresses in it are those of dead ranks.
-            self._store = dist.PrefixStore(f"attempt {os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+            self._store = PrefixStore(f"attempt {os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
 
     def speaks(self) -> bool:
         """Whether this rank is the first that has a failure to tell: of one mistake there is to be one message."""

@@ -158,7 +158,7 @@ def test_learns_and_resumes_bit_by_bit(make_spec: MakeSpec, kind: str) -> None:
     for name in summary["dictionaries"]:
         ours, theirs = (Path(spec.output) / name / "dictionary.safetensors" for spec in (killed, whole))
         assert ours.read_bytes() == theirs.read_bytes()
-    state = Checkpoints(whole.output).read_state(summary["steps"], "layers")
+    state = dict(Checkpoints(whole.output).read_state(summary["steps"], "layers"))
     moment = "exp_avg.encoder" if kind == "adam" else "momentum.encoder"
     assert float(state[moment].abs().sum()) > 0
     # The first half of the latents reads the first source alone.

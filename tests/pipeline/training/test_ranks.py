@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import safetensors.torch
 import torch
+from stepping import KINDS
 
 from pipeline.training import engine
 from pipeline.training.checkpoint import Checkpoints
@@ -50,7 +51,7 @@ def start_ranks(whole: TrainSpec, killed: TrainSpec, size: int, meeting: Path) -
 
 def require_same(ours: TrainSpec, theirs: TrainSpec) -> None:
     """Final weights, dead counters and logged figures agree up to the order of float additions."""
-    states = [Checkpoints(spec.output).read_state(42, "sae") for spec in (ours, theirs)]
+    states = [dict(Checkpoints(spec.output).read_state(42, "sae")) for spec in (ours, theirs)]
     assert torch.equal(states[0]["rows_since_fired"], states[1]["rows_since_fired"])
     for name in ("sae", "skip", "l1"):
         weights = [safetensors.torch.load_file(f"{s.output}/{name}/dictionary.safetensors") for s in (ours, theirs)]
@@ -72,3 +73,22 @@ def test_two_ranks_are_one_and_a_killed_run_goes_on_with_one(make_spec: MakeSpec
     assert Checkpoints(moved.output).steps() == [7, 14]
     engine.train(moved, SingleWorld())
     require_same(moved, alone)
+
+
+@pytest.mark.slow
+def test_four_ranks_are_one_for_every_kind(make_spec: MakeSpec, tmp_path: Path) -> None:
+    dictionaries = [
+        {"name": name, "sources": ["resid"], "num_latents": 48, "activation": activation, "learning_rate": 1e-3}
+        for name, activation in KINDS.items()
+    ]
+    outputs = ("alone", "shared", "moved")
+    alone, shared, moved = (make_spec(o, dictionaries=dictionaries, checkpoint_every_steps=15) for o in outputs)
+    engine.train(alone, SingleWorld())
+    assert start_ranks(shared, moved, 4, tmp_path / "meeting") == [9] * 4
+    assert Checkpoints(moved.output).steps() == [15]
+    engine.train(moved, SingleWorld())
+    for theirs in (shared, moved):
+        logs = [(Path(spec.output) / "metrics.jsonl").read_text().splitlines() for spec in (alone, theirs)]
+        for one, other in zip(*(map(json.loads, log) for log in logs), strict=True):
+            for name, metrics in one["dictionaries"].items():
+                assert metrics == pytest.approx(other["dictionaries"][name], rel=1e-3, abs=1e-5), (one["step"], name)
