@@ -185,6 +185,7 @@ class TrainSpec(Spec):
             unfit = {
                 f"groups ({groups}) other than one": groups != "one",
                 "optimiser muon, which mixes the latents of a whole matrix": isinstance(one.optimiser, Muon),
+                "end_to_end, which runs whole dictionaries in the model": one.end_to_end is not None,
                 f"{one.num_latents} latents, fewer than shards": one.num_latents < shards,
             }
             if found := [why for why, holds in unfit.items() if holds]:

@@ -1,6 +1,7 @@
 """Checkpoints: everything that the next step depends on, so that a resumed run is the uninterrupted one, bit by bit.
 
-    checkpoints/STEP/NAME.safetensors     weights, Adam's moments, counters of dead latents; one per dictionary
+    checkpoints/STEP/NAME.safetensors     weights, moments, counters of dead latents of a dictionary; of one that is
+                                          larger than ``PART_BYTES`` the first part, NAME/1.safetensors the next, ...
     checkpoints/STEP/checkpoint.json      written last: steps, rows, place in the feed, identity, digests of the files
 
 A checkpoint exists when its JSON does. That holds on a local disk (every object is written whole, under another name,
@@ -24,6 +25,8 @@ from pipeline.store.objects import Objects
 from schemas.errors import CorruptionError
 
 KEEP = 2
+PART_BYTES = 2**30
+"""A file ends with the tensor that reaches this: what is held besides the tensors that are trained is one file."""
 _COMMIT = "checkpoint.json"
 
 
@@ -59,20 +62,23 @@ class Checkpoints:
         self,
         progress: Progress,
         identity: Mapping[str, Any],
-        states: Iterable[tuple[str, Mapping[str, torch.Tensor]]],
+        states: Iterable[tuple[str, Iterable[tuple[str, torch.Tensor]]]],
         suspect: Collection[str] = (),
     ) -> None:
         """Write one and drop those that nobody needs any more.
 
-        ``states``: dictionary name and whole ``DictionaryTrainer.state()``, of which one is held at a time.
+        ``states``: dictionary name, and names and whole tensors of ``DictionaryTrainer.state()``, made as they are
+        asked for.
         ``suspect``: dictionaries that may be diverging.
         """
         folder = f"{progress.step:09d}"
-        digests = {}
+        digests: dict[str, list[str]] = {}
         for name, tensors in states:
-            data = safetensors.torch.save({key: value.cpu().contiguous() for key, value in tensors.items()})
-            digests[name] = hashlib.sha256(data).hexdigest()
-            self._objects.write(f"{folder}/{name}.safetensors", data)
+            digests[name] = []
+            for part in _parts(tensors):
+                data = safetensors.torch.save(part)
+                self._objects.write(_key(progress.step, name, len(digests[name])), data)
+                digests[name].append(hashlib.sha256(data).hexdigest())
         record = {
             "format": 1, "progress": asdict(progress), "identity": dict(identity), "sha256": digests,
             "suspect": sorted(suspect),
@@ -92,22 +98,22 @@ class Checkpoints:
                 return self.read_record(step)[0]
         return None
 
-    def read_state(self, step: int, name: str) -> dict[str, torch.Tensor]:
-        """The tensors of one dictionary, on the CPU.
+    def read_state(self, step: int, name: str) -> Iterator[tuple[str, torch.Tensor]]:
+        """Names and tensors of one dictionary, on the CPU, file by file; within one in any order.
 
         Raises:
-            CorruptionError: the file is not the one that the checkpoint committed.
+            CorruptionError: a file is not the one that the checkpoint committed.
         """
-        key = f"{step:09d}/{name}.safetensors"
-        data = self._objects.read(key)
-        digest, expected = hashlib.sha256(data).hexdigest(), self._record(step)["sha256"][name]
-        if digest != expected:
-            raise CorruptionError(
-                f"{self._objects.url}/{key} has SHA-256 {digest}, the checkpoint committed {expected}: delete "
-                f"the folder {step:09d} to resume from the checkpoint before it"
-            )
-        tensors: dict[str, torch.Tensor] = safetensors.torch.load(data)
-        return tensors
+        for part, expected in enumerate(self._record(step)["sha256"][name]):
+            key = _key(step, name, part)
+            data = self._objects.read(key)
+            digest = hashlib.sha256(data).hexdigest()
+            if digest != expected:
+                raise CorruptionError(
+                    f"{self._objects.url}/{key} has SHA-256 {digest}, the checkpoint committed {expected}: delete "
+                    f"the folder {step:09d} to resume from the checkpoint before it"
+                )
+            yield from safetensors.torch.load(data).items()
 
     def _record(self, step: int) -> dict[str, Any]:
         record: dict[str, Any] = json.loads(self._objects.read(f"{step:09d}/{_COMMIT}"))
@@ -136,3 +142,19 @@ class Checkpoints:
         # The commit goes first: a checkpoint that lost a file must not look whole.
         for key in sorted(doomed, key=lambda key: not key.endswith(_COMMIT)):
             self._objects.delete(key)
+
+
+def _key(step: int, name: str, part: int) -> str:
+    return f"{step:09d}/{name}{f'/{part}' if part else ''}.safetensors"
+
+
+def _parts(tensors: Iterable[tuple[str, torch.Tensor]]) -> Iterator[dict[str, torch.Tensor]]:
+    """On the CPU, as many together as make up ``PART_BYTES``."""
+    part: dict[str, torch.Tensor] = {}
+    for name, tensor in tensors:
+        part[name] = tensor.cpu().contiguous()
+        if sum(one.nbytes for one in part.values()) >= PART_BYTES:
+            yield part
+            part = {}
+    if part:
+        yield part

@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 import logging
 from collections import deque
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import closing
 from dataclasses import replace
 from typing import Any
@@ -272,12 +272,13 @@ class _Run:
             suspect = [trainer.dictionary.spec.name for trainer in trainers if trainer.watch.is_suspect]
             self._checkpoints.write(progress, self._identity, states, suspect)
         else:
-            deque(states, maxlen=0)
+            for _, tensors in states:
+                deque(tensors, maxlen=0)
 
     def _whole_states(
         self, trainers: list[DictionaryTrainer]
-    ) -> Generator[tuple[str, dict[str, torch.Tensor]], None, None]:
-        """Name and state of one dictionary after the other, whole on rank 0; those that share it take part."""
+    ) -> Generator[tuple[str, Iterator[tuple[str, torch.Tensor]]], None, None]:
+        """Name and state of one dictionary after the other, whole on rank 0; those that share it go through it, too."""
         for trainer in trainers if self._world.rows.rank == 0 else []:
             one = trainer.dictionary.spec
             yield one.name, shards.gather(trainer.state(), one.num_latents, self._world.latents)

@@ -6,7 +6,7 @@ Files hold whole dictionaries: a run goes on with any number of ranks, and of sh
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -57,7 +57,7 @@ def restore(
             _agree(trainer, world)
             continue
         name = trainer.dictionary.spec.name
-        _overwrite(trainer, checkpoints.read_state(progress.step, name) if world.rank == 0 else {}, world)
+        _overwrite(trainer, checkpoints.read_state(progress.step, name) if world.rank == 0 else None, world)
         trainer.restore(int(place[0]))
     return progress if world.rank == 0 else Progress(*place.tolist())
 
@@ -73,7 +73,7 @@ def fall_back(trainer: DictionaryTrainer, checkpoints: Checkpoints, world: World
     world.broadcast(place)
     if not int(place[0]):
         return None
-    _overwrite(trainer, checkpoints.read_state(progress.step, name) if world.rank == 0 else {}, world)
+    _overwrite(trainer, checkpoints.read_state(progress.step, name) if world.rank == 0 else None, world)
     trainer.restore(int(place[0]))
     return progress if world.rank == 0 else Progress(*place.tolist())
 
@@ -83,12 +83,21 @@ def _agree(trainer: DictionaryTrainer, world: World) -> None:
         (world.rows if shards.is_sliced(name) else world).broadcast(tensor)
 
 
-def _overwrite(trainer: DictionaryTrainer, saved: Mapping[str, torch.Tensor], world: World) -> None:
-    """``saved``: what rank 0 has read."""
-    for name, tensor in trainer.state().items():
+def _overwrite(trainer: DictionaryTrainer, saved: Iterator[tuple[str, torch.Tensor]] | None, world: World) -> None:
+    """``saved``: what rank 0 reads, which tells the others of which tensor it has the whole."""
+    state = trainer.state()
+    names = list(state)
+    place = torch.zeros((), dtype=torch.int64, device=trainer.dictionary.b_dec.device)
+    for _ in names:
+        whole: torch.Tensor | None = None
+        if saved is not None:
+            name, whole = next(saved)
+            place.fill_(names.index(name))
+        world.broadcast(place)
+        name = names[int(place)]
         if shards.is_sliced(name):
-            shards.scatter(saved.get(name), tensor, trainer.dictionary.spec.num_latents, world)
+            shards.scatter(whole, state[name], trainer.dictionary.spec.num_latents, world)
         else:
-            if world.rank == 0:
-                tensor.copy_(saved[name])
-            world.broadcast(tensor)
+            if whole is not None:
+                state[name].copy_(whole)
+            world.broadcast(state[name])

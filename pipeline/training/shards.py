@@ -8,7 +8,7 @@ Letters: B rows, F latents, T width of the targets.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, cast
 
 import torch
@@ -33,7 +33,8 @@ def decode(dictionary: Dictionary, codes_BF: torch.Tensor, x_BS: torch.Tensor, l
         return dictionary.decode(codes_BF, x_BS)
     if latents.rank == 0:
         return sum_over(dictionary.decode(codes_BF, x_BS), latents)
-    return sum_over(blocks.decode(codes_BF, dictionary.decoder, dictionary.blocks), latents)
+    part_BT = blocks.decode(dictionary.operand(codes_BF), dictionary.operand(dictionary.decoder), dictionary.blocks)
+    return sum_over(part_BT.to(codes_BF.dtype), latents)
 
 
 def sum_over(part_BT: torch.Tensor, latents: World) -> torch.Tensor:
@@ -49,13 +50,15 @@ def is_sliced(name: str) -> bool:
     return kind not in {"buffers", "objective", "divergence"} and weight not in {"b_dec", "skip"}
 
 
-def gather(state: Mapping[str, torch.Tensor], num_latents: int, latents: World) -> dict[str, torch.Tensor]:
-    """Whole tensors, on the first rank's CPU, of a state's slices; empty on the others, which all call it too."""
-    if latents.size == 1:
-        return dict(state)
-    found = {name: _gather(tensor, num_latents, latents) if is_sliced(name) else tensor
-             for name, tensor in state.items()}  # fmt: skip
-    return {} if latents.rank else {name: tensor for name, tensor in found.items() if tensor is not None}
+def gather(state: Mapping[str, torch.Tensor], num_latents: int, latents: World) -> Iterator[tuple[str, torch.Tensor]]:
+    """Names and whole tensors, on the first rank's CPU, of a state's slices, one after the other.
+
+    The ranks go through it together; for all but the first there is nothing in it.
+    """
+    for name, tensor in state.items():
+        whole = _gather(tensor, num_latents, latents) if latents.size > 1 and is_sliced(name) else tensor
+        if latents.rank == 0 and whole is not None:
+            yield name, whole
 
 
 def scatter(whole: torch.Tensor | None, slice_out: torch.Tensor, num_latents: int, world: World) -> None:
@@ -81,7 +84,7 @@ def whole_dictionary(dictionary: Dictionary, latents: World) -> Dictionary | Non
     buffers = dict(dictionary.named_buffers())
     slices = {name: tensor for name, tensor in dictionary.state_dict().items() if name not in buffers}
     named = {f"weights.{name}": tensor for name, tensor in slices.items()}
-    weights = gather(named, dictionary.spec.num_latents, latents)
+    weights = dict(gather(named, dictionary.spec.num_latents, latents))
     if latents.rank:
         return None
     whole = Dictionary(dictionary.spec, dictionary.d_source, dictionary.d_target, dictionary.scales, device="meta")

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from pipeline.training import checkpoint
 from pipeline.training.checkpoint import Checkpoints, Progress
 from schemas.errors import CorruptionError
 
@@ -15,9 +16,14 @@ def state(value: float) -> dict[str, dict[str, torch.Tensor]]:
     return {"d": {"weights": torch.full((3,), value), "rows_since_fired": torch.arange(3)}}
 
 
+def read(checkpoints: Checkpoints, step: int) -> dict[str, torch.Tensor]:
+    return dict(checkpoints.read_state(step, "d"))
+
+
 def write(checkpoints: Checkpoints, *steps: int) -> None:
     for step in steps:
-        checkpoints.write(Progress(step, step * 10, 1, 2, {"d": {"fvu": 0.5}}), {"seed": 1}, state(step).items())
+        states = ((name, tensors.items()) for name, tensors in state(step).items())
+        checkpoints.write(Progress(step, step * 10, 1, 2, {"d": {"fvu": 0.5}}), {"seed": 1}, states)
 
 
 def test_what_is_written_is_read(tmp_path: Path) -> None:
@@ -27,7 +33,7 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
     progress, identity = checkpoints.read_record(5)
     assert progress == Progress(5, 50, 1, 2, {"d": {"fvu": 0.5}})
     assert identity == {"seed": 1}
-    saved = checkpoints.read_state(5, "d")
+    saved = read(checkpoints, 5)
     assert torch.equal(saved["weights"], torch.full((3,), 5.0))
     assert saved["rows_since_fired"].dtype == torch.int64
 
@@ -57,4 +63,22 @@ def test_altered_tensors_are_refused(tmp_path: Path) -> None:
     data[-1] ^= 1
     path.write_bytes(bytes(data))
     with pytest.raises(CorruptionError, match="resume from the checkpoint before it"):
-        checkpoints.read_state(1, "d")
+        read(checkpoints, 1)
+
+
+def test_a_large_state_lies_in_several_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checkpoint, "PART_BYTES", 12)
+    checkpoints = Checkpoints(str(tmp_path))
+    write(checkpoints, 1)
+    folder = tmp_path / "checkpoints" / "000000001"
+    assert sorted(str(path.relative_to(folder)) for path in folder.rglob("*.safetensors")) == [
+        "d.safetensors", "d/1.safetensors",
+    ]  # fmt: skip
+    assert {name: tensor.tolist() for name, tensor in read(checkpoints, 1).items()} == {
+        "weights": [1.0] * 3, "rows_since_fired": [0, 1, 2],
+    }  # fmt: skip
+    (folder / "d" / "1.safetensors").write_bytes(b"damaged")
+    with pytest.raises(CorruptionError, match=r"d/1\.safetensors has SHA-256"):
+        read(checkpoints, 1)
+    write(checkpoints, 2, 3)
+    assert not list(folder.rglob("*.safetensors"))

@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from stepping import KINDS, on_ranks
 
 from pipeline.dictionaries.folder import load_dictionary
-from pipeline.training import engine
+from pipeline.training import checkpoint, engine
 from pipeline.training.checkpoint import Checkpoints
 from pipeline.training.world import SingleWorld, World
 from schemas.train import TrainSpec
@@ -42,7 +42,7 @@ def require_same(ours: TrainSpec, theirs: TrainSpec) -> None:
         mine, others = (load_dictionary(f"{spec.output}/{name}") for spec in (ours, theirs))
         for key, tensor in others.state_dict().items():
             torch.testing.assert_close(mine.state_dict()[key], tensor, rtol=1e-2, atol=1e-3, msg=f"{name} {key}")
-        states = [Checkpoints(spec.output).read_state(Checkpoints(spec.output).steps()[-1], name)
+        states = [dict(Checkpoints(spec.output).read_state(Checkpoints(spec.output).steps()[-1], name))
                   for spec in (ours, theirs)]  # fmt: skip
         assert {key: value.shape for key, value in states[0].items()} == {
             key: value.shape for key, value in states[1].items()
@@ -61,7 +61,9 @@ def kill_at(step: int) -> Callable[[dict[str, Any]], None]:
     return kill
 
 
-def test_a_run_goes_on_with_other_shards(make_spec: MakeSpec) -> None:
+def test_a_run_goes_on_with_other_shards(make_spec: MakeSpec, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Several files for each dictionary.
+    monkeypatch.setattr(checkpoint, "PART_BYTES", 2000)
     alone = spec_of(make_spec, "alone")
     engine.train(alone, SingleWorld())
 
@@ -104,6 +106,7 @@ def test_the_same_grid_gives_the_same_bytes_after_a_kill(make_spec: MakeSpec) ->
         ({"feed": "live"}, "feed live hands every row to one rank"),
         ({"dictionaries": [{"optimiser": {"kind": "muon"}}]}, "'d' cannot lie on 2 ranks.*muon"),
         ({"dictionaries": [{"sources": ["resid", "mlp_in"], "groups": "per_layer"}]}, r"groups \(per_layer\)"),
+        ({"dictionaries": [{"end_to_end": {}}]}, "'d' cannot lie on 2 ranks.*end_to_end"),
         ({"dictionaries": [{"num_latents": 1, "activation": {"kind": "relu_l1"}}]}, "1 latents, fewer than shards"),
     ],
 )
