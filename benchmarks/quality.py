@@ -40,11 +40,8 @@ POINT, CONTEXT, HELD_OUT_EVERY = "blocks.15.hook_resid_post", 256, 10
 NUM_LATENTS, K, STEPS, BATCH, THREADS = 4608, 32, 1000, 1024, 2
 DEAD_AFTER = 50_000
 PEERS = {"dictionary_learning": (5e-4, 1e-3), "sparsify": (5e-3, 1e-3), "sae_lens": (5e-4, 1e-3)}
-OURS: dict[str, dict[str, Any]] = {
-    "2e-3": {"learning_rate": 2e-3, "activation": {"kind": "topk", "k": K, "dead_after_tokens": DEAD_AFTER}},
-    "1e-3": {"learning_rate": 1e-3, "activation": {"kind": "topk", "k": K, "dead_after_tokens": DEAD_AFTER}},
-}
-SCHEDULE = Schedule()
+OURS = {"headworks_topk": (2e-3, 3e-3), "headworks_batch_topk": (2e-3, 3e-3)}
+SCHEDULE = Schedule(decay_fraction=0.8)
 
 
 def collect(folder: Path) -> None:
@@ -78,12 +75,14 @@ def collect(folder: Path) -> None:
     np.save(folder / "train.npy", train * scale)
 
 
-def ours(name: str) -> dict[str, float]:
-    """One training of a spec of ``OURS``, and its score."""
+def ours(family: str, rate: float) -> dict[str, float]:
+    """One training and its score."""
     train, held_out = (torch.from_numpy(np.load(CACHE / f"{part}.npy")) for part in ("train", "held_out"))
     order = torch.from_numpy(np.load(CACHE / "order.npy"))
     width = train.shape[1]
-    spec = DictionarySpec.model_validate({"name": "sae", "sources": ["x"], "num_latents": NUM_LATENTS, **OURS[name]})
+    activation = {"kind": family.removeprefix("headworks_"), "k": K, "dead_after_tokens": DEAD_AFTER}
+    facts = {"name": "sae", "sources": ["x"], "num_latents": NUM_LATENTS, "learning_rate": rate}
+    spec = DictionarySpec.model_validate({**facts, "activation": activation})
     dictionary = Dictionary(spec, {"x": width}, {"x": width}, {"x": 1.0})
     fill(dictionary, {"x": train.double().mean(0)})
     chosen = kernels.choose(torch.device("cpu"), torch.float32, THREADS)
@@ -122,22 +121,16 @@ def kept(name: str, settings: object, work: Callable[[], dict[str, Any]]) -> dic
     return result
 
 
-def trainings() -> dict[str, Callable[[], dict[str, Any]]]:
-    """Every training of the benchmark by name."""
+def training(family: str, rate: float) -> dict[str, Any]:
+    """One of the benchmark's trainings, or what is kept of it."""
     common = [STEPS, BATCH, NUM_LATENTS, K, DEAD_AFTER]
-    found: dict[str, Callable[[], dict[str, Any]]] = {}
-    for name, spec in OURS.items():
-        settings = [common, json.loads(json.dumps(spec)), SCHEDULE.model_dump()]
-        found[f"headworks-{name}"] = lambda name=name, settings=settings: kept(
-            f"headworks-{name}", settings, lambda: ours(name)
-        )
-    for library, rates in PEERS.items():
-        for rate in rates:
-            arguments = (library, CACHE, rate, *common)
-            found[f"{library}-{rate:g}"] = lambda arguments=arguments, label=f"{library}-{rate:g}": kept(
-                label, [arguments[2:]], lambda: peer.run("quality.py", *arguments, threads=THREADS, timeout_s=3600)
-            )
-    return found
+    if family in OURS:
+        settings = [*common, SCHEDULE.model_dump()]
+        return kept(f"{family}-{rate:g}", settings, lambda: ours(family, rate))
+    arguments = (family, CACHE, rate, *common)
+    return kept(
+        f"{family}-{rate:g}", common, lambda: peer.run("quality.py", *arguments, threads=THREADS, timeout_s=3600)
+    )
 
 
 def measure() -> dict[str, Any]:
@@ -145,14 +138,15 @@ def measure() -> dict[str, Any]:
     CACHE.mkdir(parents=True, exist_ok=True)
     if not (CACHE / "train.npy").exists():
         collect(CACHE)
-    results = {name: training() for name, training in trainings().items()}
-    done = {name: result for name, result in results.items() if "skipped" not in result}
-    best: dict[str, dict[str, Any]] = {}
-    for name, result in done.items():
-        library = name.partition("-")[0]
-        if library not in best or result["fvu"] < best[library]["fvu"]:
-            best[library] = {"run": name, **result}
+    results, best = {}, {}
+    for family, rates in {**OURS, **PEERS}.items():
+        found = {f"{rate:g}": training(family, rate) for rate in rates}
+        results[family] = found
+        done = {rate: result for rate, result in found.items() if "skipped" not in result}
+        if done:
+            rate = min(done, key=lambda rate: done[rate]["fvu"])
+            best[family] = {"learning_rate": rate, **done[rate]}
     return {
         "rows": POINT, "num_latents": NUM_LATENTS, "k": K, "steps": STEPS, "batch": BATCH, "threads": THREADS,
-        "ours": OURS, "trainings": results, "best": best,
+        "dead_after_tokens": DEAD_AFTER, "schedule": SCHEDULE.model_dump(), "trainings": results, "best": best,
     }  # fmt: skip

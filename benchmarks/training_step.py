@@ -27,9 +27,9 @@ from pipeline.training.world import SingleWorld
 from schemas.activation import TopK
 from schemas.dictionary import DictionarySpec
 
-D_MODEL, K, THREADS, STEPS, ROUNDS = 576, 32, 2, 8, 2
+D_MODEL, K, THREADS, STEPS, ROUNDS = 576, 32, 2, 8, 1
 SETTINGS = ((4608, 2048), (4608, 4096), (18432, 2048), (18432, 4096))
-PEERS = {"sparsify": 4, "dictionary_learning": 3, "sae_lens": 3}
+PEERS = {"sparsify": 4, "dictionary_learning": 2, "sae_lens": 2}
 """Steps of a round."""
 
 

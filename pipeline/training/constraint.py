@@ -21,7 +21,7 @@ _CHUNK_BYTES = 2**21
 def make_tangential(dictionary: Dictionary) -> None:
     """Remove from the gradient of each decoder row its part along the row."""
     grad_FT, size = gradient(dictionary.decoder), _chunk_rows(dictionary.decoder)
-    for grad, decoder in zip(grad_FT.split(size), dictionary.decoder.split(size), strict=True):
+    for grad, decoder in zip(torch.split(grad_FT, size), torch.split(dictionary.decoder, size), strict=True):
         radial_F = torch.linalg.vecdot(grad, decoder)
         grad.addcmul_(radial_F[:, None], decoder, value=-1)
 
@@ -29,7 +29,7 @@ def make_tangential(dictionary: Dictionary) -> None:
 @torch.no_grad()
 def normalise(dictionary: Dictionary) -> None:
     """Decoder rows to norm 1."""
-    for decoder in dictionary.decoder.split(_chunk_rows(dictionary.decoder)):
+    for decoder in torch.split(dictionary.decoder, _chunk_rows(dictionary.decoder)):
         norms_F = torch.linalg.vector_norm(decoder, dim=1, keepdim=True)
         decoder.div_(norms_F.clamp_(min=torch.finfo(norms_F.dtype).tiny))
 
