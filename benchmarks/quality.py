@@ -67,7 +67,7 @@ def collect(folder: Path) -> None:
     rows = store.gather_values(POINT, np.arange(num_contexts * CONTEXT)).reshape(num_contexts, CONTEXT, -1)[:, 1:]
     held_out = np.arange(num_contexts) % HELD_OUT_EVERY == HELD_OUT_EVERY - 1
     train = rows[~held_out].reshape(-1, rows.shape[-1])
-    scale = np.sqrt(rows.shape[-1]) / np.linalg.norm(train, axis=1).mean()
+    scale = np.float32(np.sqrt(rows.shape[-1]) / np.linalg.norm(train, axis=1).mean())
     random = np.random.default_rng(0)
     epochs = -(-STEPS * BATCH // len(train))
     np.save(folder / "order.npy", np.concatenate([random.permutation(len(train)) for _ in range(epochs)]))
