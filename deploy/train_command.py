@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from deploy import show
-from deploy.exits import FAILED, USER_ERROR, stoppable
+from deploy.exits import FAILED, STOPPED, USER_ERROR, Stopped, stoppable
 from deploy.options import json_option, set_option
 from pipeline.logs import progress_stream
 from schemas.errors import SpecError, UserError
@@ -61,7 +61,7 @@ def _one_voice(ranks: Ranks) -> Iterator[None]:
     except Exception as error:
         if ranks.speaks():
             raise
-        code = USER_ERROR if isinstance(error, UserError) else FAILED
+        code = STOPPED if isinstance(error, Stopped) else USER_ERROR if isinstance(error, UserError) else FAILED
         raise click.exceptions.Exit(code) from None
 
 
