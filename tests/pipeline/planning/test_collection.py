@@ -184,7 +184,7 @@ def test_training_is_planned_on_a_store_to_be(pipeline: PipelineSpec, spec: Coll
     after = plan(pipeline, NOTHING).jobs[1].train
     assert after is not None
     from pipeline.order.feed import RowFeed
-    from schemas.train import RowFilter, RowOrder
+    from schemas.train import RowFilter, RowOrder, TrainWorkers
 
     feed = RowFeed(Store.open(spec.output), [HOOKS[0]], rows=RowFilter(), order=RowOrder(), batch_rows=32)
     assert after.rows_per_epoch.value == pytest.approx(feed.rows_per_epoch, rel=0.01)
@@ -194,6 +194,12 @@ def test_training_is_planned_on_a_store_to_be(pipeline: PipelineSpec, spec: Coll
     # Two ranks, two epochs, one hook point in bfloat16.
     assert after.read_bytes == 2 * 2 * num_rows * WIDTH * 2
     assert after.dictionary_bytes == {"a": 16 * (64 * (2 * WIDTH + 1) + WIDTH)}
+    train = pipeline.jobs[1].model_copy(update={"workers": TrainWorkers(num_workers=2, latent_shards=2)})
+    sharded = plan(pipeline.model_copy(update={"jobs": [pipeline.jobs[0], train]}), NOTHING).jobs[1].train
+    assert sharded is not None
+    assert sharded.dictionary_bytes == {"a": 16 * (32 * (2 * WIDTH + 1) + WIDTH)}
+    # Both ranks read all rows.
+    assert (sharded.read_bytes, sharded.window_bytes) == (after.read_bytes, 2 * after.window_bytes)
 
 
 def test_dictionaries_that_do_not_fit_are_refused(pipeline: PipelineSpec) -> None:
