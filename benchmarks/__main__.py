@@ -9,7 +9,17 @@ import platform
 import sys
 from pathlib import Path
 
-NAMES = ("codec", "collection", "collection_cuda", "quality", "reading", "scaling", "storage", "training_step")
+NAMES = (
+    "codec",
+    "collection",
+    "collection_cuda",
+    "eight_dictionaries",
+    "quality",
+    "reading",
+    "scaling",
+    "storage",
+    "training_step",
+)
 RESULTS = Path(__file__).parent / "results"
 
 

@@ -43,12 +43,12 @@ MEMORY_ROWS = (2**17, 10 * 2**17)
 COPY_BYTES = 2**28
 
 
-def write(url: str, width: int, num_rows: int, layout: str = "zarr") -> None:
+def write(url: str, width: int, num_rows: int, layout: str = "zarr", codec: str = "none") -> None:
     """Normal numbers; units repeat a few blocks of them, which no part of reading can tell."""
     identity = {"benchmark": "reading", "width": width, "num_rows": num_rows, "layout": layout}
     record = StoreRecord.model_validate({
         "fingerprint": fingerprint(identity), "identity": identity, "table_fingerprint": "table", "layout": layout,
-        "dtype": "bfloat16", "chunk_rows": 1024, "shard_rows": SHARD_ROWS, "codec": "none", "table_url": "",
+        "dtype": "bfloat16", "chunk_rows": 1024, "shard_rows": SHARD_ROWS, "codec": codec, "table_url": "",
         "specials": {}, "spec": {}, "versions": {},
     })  # fmt: skip
     passes = PassRecord(hook_points={HOOK: width}, batch_tokens=BATCH_ROWS)

@@ -53,7 +53,7 @@ class DictionarySpec(Spec):
     compute_dtype: Literal["float32", "bfloat16"] = "float32"
     """Precision of the operands of the products with the encoder, and of those with the decoder where codes are dense;
     sums are float32, and so are weights, moments and gradients. ``bfloat16`` is for GPUs, whose matrix units it needs:
-    on processors without such units it is no faster, and it is never better."""
+    on processors without such units it is no faster. Codes are rounded: look at the held-out FVU of both."""
     seed: NonNegativeInt = 0
     """Seed of the initial weights."""
     end_to_end: EndToEnd | None = None

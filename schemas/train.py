@@ -55,6 +55,22 @@ class DivergenceCheck(Spec):
     """Steps of a median. An error that explodes is found after half as many."""
 
 
+class HeldOut(Spec):
+    """Figures on rows that training never sees: of the documents that the collect job held out
+    (``tokens.held_out_fraction``), as ``rows`` leaves them. FVU, L0, loss, and the share of latents that none of these
+    rows turns on, as ``held_out_fvu``, ... beside those of training; the loss is without AuxK and the model's.
+    They do not change what is trained. Of feeds other than ``stored`` the rows are some of those that the statistics
+    are from, so they may be fewer."""
+
+    num_rows: PositiveInt = 16_384
+    """How many, at most; the ranks keep them in memory as float32, each its share."""
+    evaluate_every_steps: PositiveInt = 200
+    """Steps between evaluations; the last step has one in any case. One costs about as much as training on as many
+    rows."""
+    seed: NonNegativeInt = 0
+    """Which rows."""
+
+
 class TrainWorkers(Spec):
     """Resources of training. Never part of a fingerprint."""
 
@@ -135,6 +151,8 @@ class TrainSpec(Spec):
     """Steps between checkpoints; 0: only at the end."""
     log_every_steps: PositiveInt = 10
     """Steps between lines of metrics.jsonl and TensorBoard."""
+    held_out: HeldOut | None = None
+    """Also measure on rows that training never sees; None: do not."""
     trackers: list[Literal["tensorboard", "wandb"]] = ["tensorboard"]
     """Where metrics go besides metrics.jsonl; ``wandb`` needs the extra of that name."""
     workers: TrainWorkers = TrainWorkers()

@@ -58,7 +58,7 @@ def _address(array: Words) -> int:
 def _stream() -> Callable[..., None]:
     """Compiled at the first call: importing numba takes longer than opening a store."""
     import numba
-    from llvmlite import ir  # type: ignore[import-untyped]
+    from llvmlite import ir
     from numba.core import cgutils
     from numba.extending import intrinsic
 

@@ -25,9 +25,11 @@ from pipeline.order.feed import FeedBatch, FeedState, RowFeed
 from pipeline.store.arriving import FeedStore
 from pipeline.store.joined import open_any
 from pipeline.store.objects import Objects
-from pipeline.training import memory, result, resume, schedule, shards
+from pipeline.training import held_out, memory, result, resume, schedule, shards
+from pipeline.training.batch import SharedRows
 from pipeline.training.checkpoint import Checkpoints, Progress
 from pipeline.training.clock import Clock
+from pipeline.training.held_out import HeldOutBatch
 from pipeline.training.identity import identity
 from pipeline.training.points import points_of
 from pipeline.training.tracker import Trackers, open_trackers
@@ -158,7 +160,8 @@ class _Run:
         trackers = open_trackers(names, spec.output, job=spec.name, step=progress.step)
         clock = Clock(progress.rows)
         try:
-            progress = self._steps(feed, trainers, progress, trackers, clock, report)
+            held_out_rows = held_out.read(spec, self._store, self._points, world.rows, self._device)
+            progress = self._steps(feed, trainers, held_out_rows, progress, trackers, clock, report)
         finally:
             trackers.close()
         return self._complete(trainers, progress, clock)
@@ -167,6 +170,7 @@ class _Run:
         self,
         feed: RowFeed,
         trainers: list[DictionaryTrainer],
+        held_out_rows: list[HeldOutBatch],
         progress: Progress,
         trackers: Trackers,
         clock: Clock,
@@ -193,7 +197,10 @@ class _Run:
                 )
                 progress = self._without_diverged(trainers, progress)
                 is_last = progress.step == num_steps or not _running(trainers)
-                if is_last or _due(progress.step, spec.log_every_steps):
+                is_measured = bool(held_out_rows) and (is_last or self._evaluates_after(progress.step))
+                if is_measured:
+                    progress = self._evaluated(held_out_rows, trainers, progress, progress.step / num_steps)
+                if is_last or is_measured or _due(progress.step, spec.log_every_steps):
                     record = self._record(progress, factor, clock) | self._quality(feed, batch)
                     trackers.log(record)
                     if report is not None:
@@ -208,9 +215,10 @@ class _Run:
         self, batch: FeedBatch, trainers: list[DictionaryTrainer], factor: float, share: float
     ) -> dict[str, dict[str, float]]:
         """One step of every dictionary; their figures by name."""
+        rows = SharedRows(batch.activations)
         return {
             trainer.dictionary.spec.name: trainer.step(
-                batch.activations,
+                rows,
                 num_rows=batch.global_rows,
                 factor=factor,
                 progress=share,
@@ -219,6 +227,21 @@ class _Run:
             )
             for trainer in _running(trainers)
         }
+
+    def _evaluates_after(self, step: int) -> bool:
+        return self._spec.held_out is not None and _due(step, self._spec.held_out.evaluate_every_steps)
+
+    def _evaluated(
+        self, batches: list[HeldOutBatch], trainers: list[DictionaryTrainer], progress: Progress, share: float
+    ) -> Progress:
+        """With the figures on held-out rows beside those of the step."""
+        metrics = dict(progress.metrics)
+        shared = [(SharedRows(batch.acts), batch.num_rows) for batch in batches]
+        for trainer in _running(trainers):
+            name = trainer.dictionary.spec.name
+            figures = trainer.evaluate(shared, progress=share, world=self._world)
+            metrics[name] = metrics[name] | {f"held_out_{figure}": value for figure, value in figures.items()}
+        return replace(progress, metrics=metrics)
 
     def _without_diverged(self, trainers: list[DictionaryTrainer], progress: Progress) -> Progress:
         """Set dictionaries that this step has found to diverge back to their last good checkpoint, and write that.

@@ -9,6 +9,7 @@ from schemas.train import TrainSpec
 
 _NOT_IDENTITY = {
     "name", "store", "feed", "output", "workers", "trackers", "log_every_steps", "checkpoint_every_steps", "sweep",
+    "held_out",
 }  # fmt: skip
 # ``store`` is a place; the fingerprint and the number of rows of what lies there stand for it. ``feed`` decides the
 # order and the statistics, but in one way only: a run that began live may go on from the store.

@@ -27,6 +27,7 @@ import torch
 from pipeline.dictionaries.codes import SparseCodes
 from pipeline.training.fixed_point import PANEL, TILE, multiply_tile, write_panels, write_words
 
+# The loops below copy number by number: numba takes a second and more to compile an assignment of one slice to another.
 _compile: Callable[..., Any] = numba.njit(nogil=True, fastmath={"reassoc", "contract", "nsz"}, boundscheck=False)
 
 CHUNK_ROWS = 16 * TILE
@@ -120,7 +121,8 @@ def _largest_of_chunk(
     counts = np.zeros(num_rows, np.int64)
     candidates, latents = np.empty((num_rows, room), np.float32), np.empty((num_rows, room), np.int64)
     least = np.full(num_rows + TILE, np.inf, np.float32)
-    least[:num_rows] = -margins[first : first + num_rows]
+    for i in range(num_rows):
+        least[i] = -margins[first + i]
     scratch = np.empty(room, np.float32)
     _scan(words, panels, row_units, units, shifts, margins, least, counts, candidates, latents, scratch, k, first)
     everything = np.empty(0, np.float32)
@@ -151,7 +153,8 @@ def _above_of_chunk(
     room = num_latents + PANEL
     candidates, latents = np.empty((num_rows, room), np.float32), np.empty((num_rows, room), np.int64)
     least = np.full(num_rows + TILE, np.inf, np.float32)
-    least[:num_rows] = bound - margins[first : first + num_rows]
+    for i in range(num_rows):
+        least[i] = bound - margins[first + i]
     scratch = np.empty(0, np.float32)
     _scan(words, panels, row_units, units, shifts, margins, least, counts, candidates, latents, scratch, 0, first)
     values, places = np.empty(counts.sum(), np.float32), np.empty(counts.sum(), np.int64)
@@ -210,7 +213,8 @@ def _drop_small(
     count = counts[row]
     if count <= k:
         return
-    scratch[:count] = candidates[:count]
+    for c in range(count):
+        scratch[c] = candidates[c]
     least[row] = max(least[row], _kth_largest(scratch, count, k) - 2 * margin)
     kept = 0
     for c in range(count):
@@ -239,7 +243,8 @@ def _keep_largest(found: Any, latents: Any, count: int, scratch: Any, values: An
     bound = np.float32(0)
     places = k
     if count > k:
-        scratch[:count] = found[:count]
+        for c in range(count):
+            scratch[c] = found[c]
         bound = max(bound, _kth_largest(scratch, count, k))
         for c in range(count):
             places -= found[c] > bound

@@ -46,10 +46,10 @@ class BatchTotals:
             world.all_reduce_sum(self._of_all_latents)
             world.rows.all_reduce_sum(self.fired)
 
-    def add_targets(self, y_BT: torch.Tensor) -> None:
-        """Add the rows' contribution to the variance."""
-        self.target_sum += y_BT.sum(0, dtype=torch.float64)
-        self.target_square += torch.linalg.vecdot(y_BT, y_BT).sum(dtype=torch.float64)
+    def add_target_moments(self, sum_T: torch.Tensor, square: torch.Tensor) -> None:
+        """Add the rows' contribution to the variance, see ``batch.SharedRows``."""
+        self.target_sum += sum_T
+        self.target_square += square
 
     def variance(self, num_rows: int) -> float:
         """sum ||y - mean y||^2 over the global batch; only meaningful after the reduction. At least 1e-12."""

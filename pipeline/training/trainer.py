@@ -22,6 +22,7 @@ import torch
 
 from pipeline.dictionaries.dictionary import Dictionary
 from pipeline.training import constraint
+from pipeline.training.batch import SharedRows
 from pipeline.training.divergence import DivergenceWatch
 from pipeline.training.end_to_end import EndToEndTerm
 from pipeline.training.kernels import Kernels
@@ -64,7 +65,7 @@ class DictionaryTrainer:
 
     def step(
         self,
-        acts: Mapping[str, torch.Tensor],
+        acts: Mapping[str, torch.Tensor] | SharedRows,
         *,
         num_rows: int,
         factor: float,
@@ -77,7 +78,8 @@ class DictionaryTrainer:
         A step whose loss or gradient is not finite leaves the weights as they were.
 
         Args:
-            acts: Raw activations of this rank's share, hook point -> [B, D]; B may be 0.
+            acts: Raw activations of this rank's share, hook point -> [B, D]; B may be 0. ``SharedRows`` where several
+                dictionaries take a step on them.
             num_rows: Rows of the global batch.
             factor: What the peak learning rate is multiplied by.
             progress: Share of the run that is behind, for sparsity schedules.
@@ -89,7 +91,9 @@ class DictionaryTrainer:
         if self._end_to_end is not None:
             error_weight = self._end_to_end.error_weight(self.num_steps, progress)
         facts = StepFacts(num_rows, self.num_steps, progress, dead_F, num_dead, world, row_ids, error_weight)
-        sources = self._accumulate(acts, facts)
+        self._gradients.zero_()
+        self._totals.clear()
+        sources = self._accumulate(acts if isinstance(acts, SharedRows) else SharedRows(acts), facts)
         world.rows.all_reduce_sum(self._gradients)
         self._totals.reduce(world)
         normaliser = self._objective.normaliser(self._totals, num_rows)
@@ -110,6 +114,26 @@ class DictionaryTrainer:
         self.num_steps += 1
         return metrics
 
+    def evaluate(self, batches: Sequence[tuple[SharedRows, int]], *, progress: float, world: World) -> dict[str, float]:
+        """``loss``, ``fvu``, ``l0`` and ``dead_share`` over rows that are not trained on, equal on all ranks.
+
+        ``batches``: this rank's share of global batches, and how many rows those have.
+
+        The loss of training at this point of the run (``progress``), without AuxK; a dictionary that selects over a
+        batch does so over each of these. ``dead_share``: latents that none of the rows turns on. Nothing that the next
+        step depends on changes: gradients and totals are made anew by each step.
+        """
+        self._totals.clear()
+        nobody = torch.zeros_like(self.rows_since_fired, dtype=torch.bool)
+        for rows, size in batches:
+            self._accumulate(rows, StepFacts(size, self.num_steps, progress, nobody, 0, world))
+        self._totals.reduce(world)
+        num_rows = sum(size for _, size in batches)
+        normaliser = self._objective.normaliser(self._totals, num_rows)
+        facts = StepFacts(num_rows, self.num_steps, progress, nobody, _num_dead(self._totals.fired == 0, world), world)
+        figures = self._measure(normaliser, facts)
+        return {name: figures[name] for name in ("loss", "fvu", "l0", "dead_share")}
+
     def state(self) -> dict[str, torch.Tensor]:
         """Everything that the next step depends on but ``num_steps``; tensors are the live ones, not copies."""
         tensors = {"rows_since_fired": self.rows_since_fired}
@@ -124,15 +148,11 @@ class DictionaryTrainer:
         self.num_steps = num_steps
         self._optimiser.restore(num_steps)
 
-    def _accumulate(self, acts: Mapping[str, torch.Tensor], facts: StepFacts) -> Sequence[torch.Tensor]:
-        """Gradients and totals of the rank's rows; returns the scaled sources, block by block."""
-        self._gradients.zero_()
-        self._totals.clear()
-        x_BS = self.dictionary.join_sources(acts)
-        is_autoencoder = self.dictionary.d_target == self.dictionary.d_source
-        y_BT = x_BS if is_autoencoder else self.dictionary.join_targets(acts)
+    def _accumulate(self, rows: SharedRows, facts: StepFacts) -> Sequence[torch.Tensor]:
+        """Add gradients and totals of the rank's rows; returns the scaled sources, block by block."""
+        x_BS, y_BT = rows.sources(self.dictionary), rows.targets(self.dictionary)
         if facts.once:
-            self._totals.add_targets(y_BT)
+            self._totals.add_target_moments(*rows.target_moments(self.dictionary))
         # Of the largest shard, so that ranks which hold the dictionary together have the same blocks.
         num_latents = -(-self.dictionary.spec.num_latents // facts.world.latents.size)
         block_rows = self._objective.block_rows or max(1, BLOCK_ELEMENTS // num_latents)

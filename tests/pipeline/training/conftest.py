@@ -40,7 +40,13 @@ def planted(seed: int, *, poison: bool = False) -> dict[str, np.ndarray[Any, Any
 
 
 def write_store(
-    url: str, seed: int = 0, *, poison: bool = False, dtype: Dtype = "bfloat16", layout: Layout = "zarr"
+    url: str,
+    seed: int = 0,
+    *,
+    poison: bool = False,
+    dtype: Dtype = "bfloat16",
+    layout: Layout = "zarr",
+    held_out_every: int = 20,
 ) -> str:
     identity = {"model": {"path": "planted"}, "seed": seed, "dtype": dtype, "layout": layout}
     record = StoreRecord(
@@ -56,7 +62,7 @@ def write_store(
     position = rows % CONTEXT
     tokens = TokenRows(
         row=rows, token_id=np.where(position == 0, 0, 1 + rows % 50), document_id=rows // CONTEXT,
-        position=position, held_out=(rows // CONTEXT) % 20 == 19,
+        position=position, held_out=(rows // CONTEXT) % held_out_every == held_out_every - 1,
     )  # fmt: skip
     for unit in range(writer.num_units):
         part = slice(*writer.unit_rows(unit))

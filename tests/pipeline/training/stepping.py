@@ -98,7 +98,7 @@ def measure(
     dead = torch.zeros(dictionary.num_latents, dtype=torch.bool) if dead is None else dead
     facts = StepFacts(num_rows, 0, progress, dead, int(dead.sum()), world, np.arange(len(x)), error_weight)
     totals = BatchTotals(y.shape[1], dictionary.num_latents, torch.device("cpu"))
-    totals.add_targets(y)
+    totals.add_target_moments(y.sum(0, dtype=torch.float64), (y * y).sum(dtype=torch.float64))
     sources = torch.split(x, block_rows)
     objective.prepare(sources, facts)
     for index, (x_block, y_block) in enumerate(zip(sources, torch.split(y, block_rows), strict=True)):

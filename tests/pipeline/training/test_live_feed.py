@@ -70,7 +70,8 @@ def weights(spec: TrainSpec) -> dict[str, bytes]:
 
 
 def in_order(**fields: Any) -> dict[str, Any]:
-    return {"order": {"window_chunks": 5, "mode": "sequential"}, "num_epochs": 2, "log_every_steps": 1} | fields
+    return {"order": {"window_chunks": 5, "mode": "sequential"}, "num_epochs": 2, "log_every_steps": 1,
+            "held_out": {"evaluate_every_steps": 5}} | fields  # fmt: skip
 
 
 def test_a_growing_store_trains_what_the_finished_one_does(

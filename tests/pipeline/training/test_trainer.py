@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import numpy as np
 import pytest
+import stepping
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from pipeline.dictionaries import initialise
 from pipeline.dictionaries.dictionary import Dictionary
@@ -70,6 +76,32 @@ def test_blocks_of_rows_do_not_change_the_step(monkeypatch: pytest.MonkeyPatch) 
     blocks = build()
     assert step(blocks, 0) == pytest.approx(first, rel=1e-5)
     torch.testing.assert_close(blocks._gradients, whole._gradients, rtol=1e-4, atol=1e-7)
+
+
+class Largest(TorchDispatchMode):
+    """The size of the largest tensor that any operation of torch returns."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.numel = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        self.numel = max([self.numel, *(leaf.numel() for leaf in tree_leaves(out) if isinstance(leaf, torch.Tensor))])
+        return out
+
+
+@pytest.mark.parametrize("kind", stepping.KINDS)
+def test_a_batch_of_any_size_takes_no_more_memory_than_its_rows(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trainer_module, "BLOCK_ELEMENTS", 20 * 40)
+    dictionary = stepping.build(stepping.KINDS[kind])
+    trainer = DictionaryTrainer(dictionary, TorchKernels(), max_gradient_norm=1.0)
+    x, _ = stepping.rows(dictionary, num_rows=2000)
+    with Largest() as largest:
+        trainer.step({"a": x}, num_rows=2000, factor=1.0, progress=0.3, world=SingleWorld(), row_ids=np.arange(2000))
+    # Six channels a row, or the latents that a selection over the batch keeps of it; the pre-activations of all rows
+    # would be 40 numbers a row.
+    assert 2000 * 6 <= largest.numel < 2000 * 10
 
 
 def test_a_share_without_rows_takes_part() -> None:
