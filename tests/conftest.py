@@ -6,7 +6,10 @@ import os
 import signal
 
 import pytest
+import torch
 
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")  # read when triton is imported, whoever imports it first
 os.environ.setdefault("RAY_ENABLE_AUTO_CONNECT", "0")  # as `workers` sets it, before any test imports ray
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:

@@ -58,6 +58,7 @@ def collect_here(spec: CollectSpec) -> None:
             collector.writer.finish()
 
 
+@pytest.mark.slow
 def test_a_crosscoder_over_the_checkpoints_of_a_training(example: SimpleNamespace, tmp_path: Path) -> None:
     losses = example.train(tmp_path / "checkpoints", (0, 8, 48), batch=8)
     assert np.mean(losses[-4:]) < losses[0] - 1

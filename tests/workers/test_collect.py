@@ -108,6 +108,7 @@ def test_the_store_is_that_of_one_process_and_a_rerun_computes_nothing(
     assert digests(tmp_path / "store") == before
 
 
+@pytest.mark.slow
 def test_a_kill_at_any_point_of_a_unit_changes_nothing(
     make_spec: Callable[..., CollectSpec], tmp_path: Path, folder: Path, undisturbed: Path
 ) -> None:

@@ -1,6 +1,6 @@
 """Real processes killed on a cluster of several nodes, at every point of a unit: the store is the undisturbed one.
 
-``HEADWORKS_KILL_SCHEDULES=N`` runs N schedules in the slow test instead of 5, 50 of them in ``make test-kills``;
+``HEADWORKS_KILL_SCHEDULES=N`` runs N schedules in the slow test instead of 3, 50 of them in ``make test-kills``;
 ``HEADWORKS_KILL_SEED`` is the first.
 """
 
@@ -34,7 +34,7 @@ from schemas.set_aside import SetAsideRecord
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(1800)]
 
-SLOW_SCHEDULES = int(os.environ.get("HEADWORKS_KILL_SCHEDULES", "5"))
+SLOW_SCHEDULES = int(os.environ.get("HEADWORKS_KILL_SCHEDULES", "3"))
 FIRST_SEED = int(os.environ.get("HEADWORKS_KILL_SEED", "0"))
 
 

@@ -88,6 +88,7 @@ def placed(placement: str, **more: Any) -> dict[str, Any]:
     return {"num_workers": 2, "cpus_per_worker": 0.5, "placement": placement, "processes_per_replica": 2, **more}
 
 
+@pytest.mark.slow
 def test_stages_write_the_bytes_of_one_process(
     make_spec: Callable[..., CollectSpec], tmp_path: Path, undisturbed: Path
 ) -> None:

@@ -6,7 +6,6 @@ Triton's kernels run in its interpreter where there is no GPU.
 from __future__ import annotations
 
 import importlib.util
-import os
 
 import pytest
 import torch
@@ -16,9 +15,6 @@ from pipeline.training.compiled import CompiledKernels
 from pipeline.training.kernels import Kernels, TorchKernels, choose
 
 B, F, K, S, T = 37, 50, 5, 150, 9  # S is wider than a program of Triton
-
-if not torch.cuda.is_available():
-    os.environ["TRITON_INTERPRET"] = "1"  # read when the kernels are imported
 
 
 def triton_kernels() -> Kernels:

@@ -87,6 +87,7 @@ class Killed(BaseException):
     """Stands for SIGKILL."""
 
 
+@pytest.mark.slow
 def test_every_kind_learns_and_goes_on_bit_by_bit(make_spec: MakeSpec) -> None:
     whole = spec_of(make_spec, "whole", num_epochs=2)
     engine.train(whole, SingleWorld())

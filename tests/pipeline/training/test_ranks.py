@@ -64,6 +64,7 @@ def require_same(ours: TrainSpec, theirs: TrainSpec) -> None:
             assert metrics == pytest.approx(other["dictionaries"][name], rel=1e-4, abs=1e-6), (one["step"], name)
 
 
+@pytest.mark.slow
 def test_two_ranks_are_one_and_a_killed_run_goes_on_with_one(make_spec: MakeSpec, tmp_path: Path) -> None:
     alone, shared, moved = make_spec("alone"), make_spec("shared"), make_spec("moved")
     engine.train(alone, SingleWorld())

@@ -12,6 +12,7 @@ from pipeline.dictionaries.geometric_median import geometric_median
 from pipeline.order.eligible import scan
 from pipeline.store.reader import Store
 from pipeline.training import result, sampling
+from pipeline.training.world import SingleWorld
 from schemas.train import RowFilter, TrainSpec
 
 
@@ -44,7 +45,9 @@ def test_the_bias_starts_at_their_median(make_spec: Callable[..., TrainSpec], st
     )
     store = Store.open(store_url)
     eligible = scan(store, ["resid"], RowFilter(), "train")
-    unit, topk = result.start(spec, store, ["resid"], eligible, device=torch.device("cpu"), num_threads=1)
+    unit, topk = result.start(
+        spec, store, ["resid"], eligible, SingleWorld(), device=torch.device("cpu"), num_threads=1
+    )
     rows = sampling.sample_rows(store, "resid", eligible)
     expected = geometric_median(rows) * unit.dictionary.scales["resid"]
     torch.testing.assert_close(unit.dictionary.b_dec, expected.float())
