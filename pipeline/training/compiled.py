@@ -13,17 +13,14 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-import numba
 import numpy as np
 import torch
 
 from pipeline.dictionaries.codes import SparseCodes
 from pipeline.training import fixed_point
 from pipeline.training.kernels import TorchKernels
+from pipeline.training.loops import compile_loop
 from pipeline.training.screening import Screen
-
-# Sums may be reordered and fused so that they vectorise. NaN and infinity keep their meaning: divergence is detected.
-_compile: Callable[..., Any] = numba.njit(nogil=True, fastmath={"reassoc", "contract", "nsz"}, boundscheck=False)
 
 
 def _decode(values: Any, indices: Any, table: Any, out: Any, first: int, last: int) -> None:
@@ -88,10 +85,10 @@ def _weight_gradients(
             b_enc_grad[latent] += slope
 
 
-_decode_compiled = _compile(_decode)
-_code_gradient_compiled = _compile(_code_gradient)
-_sort_compiled = _compile(_sort_by_latent)
-_weight_gradients_compiled = _compile(_weight_gradients)
+_decode_compiled = compile_loop(_decode)
+_code_gradient_compiled = compile_loop(_code_gradient)
+_sort_compiled = compile_loop(_sort_by_latent)
+_weight_gradients_compiled = compile_loop(_weight_gradients)
 
 
 class CompiledKernels:
@@ -172,10 +169,8 @@ class CompiledKernels:
         return results
 
     def _run(self, loop: Callable[..., Any], arrays: Sequence[Any], cuts: Sequence[int]) -> None:
-        parts = [self._pool.submit(loop, *arrays, *cuts[part : part + 2]) for part in range(len(cuts) - 2)]
-        loop(*arrays, *cuts[-2:])
-        for part in parts:
-            part.result()
+        """Each part, between two cuts, in a thread of its own."""
+        self._share(lambda part: loop(*arrays, *cuts[part : part + 2]), len(cuts) - 1)
 
 
 def _arrays(*tensors: torch.Tensor) -> list[Any]:

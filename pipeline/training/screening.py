@@ -20,15 +20,14 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-import numba
 import numpy as np
 import torch
 
 from pipeline.dictionaries.codes import SparseCodes
 from pipeline.training.fixed_point import PANEL, TILE, multiply_tile, write_panels, write_words
+from pipeline.training.loops import compile_loop
 
 # The loops below copy number by number: numba takes a second and more to compile an assignment of one slice to another.
-_compile: Callable[..., Any] = numba.njit(nogil=True, fastmath={"reassoc", "contract", "nsz"}, boundscheck=False)
 
 CHUNK_ROWS = 16 * TILE
 """Rows that a panel of the encoder meets while it is in the fastest cache; a unit of work of a thread."""
@@ -111,7 +110,7 @@ def _margins(rows_of: Any, latents_of: Any, b_enc: Any) -> Any:
     return (products + _ROUNDING * (products + around)).astype(np.float32)
 
 
-@_compile
+@compile_loop
 def _largest_of_chunk(
     z: Any, encoder: Any, b_enc: Any, words: Any, panels: Any, row_units: Any, units: Any, shifts: Any, margins: Any,
     values: Any, indices: Any, first: int,
@@ -143,7 +142,7 @@ def _largest_of_chunk(
             _keep_largest(candidates[i], latents[i], counts[i], scratch, values[b], indices[b])
 
 
-@_compile
+@compile_loop
 def _above_of_chunk(
     z: Any, encoder: Any, b_enc: Any, words: Any, panels: Any, row_units: Any, units: Any, shifts: Any, margins: Any,
     bound: Any, first: int, step: int,
@@ -169,7 +168,7 @@ def _above_of_chunk(
     return values[:total], places[:total]
 
 
-@_compile
+@compile_loop
 def _scan(
     words: Any, panels: Any, row_units: Any, units: Any, shifts: Any, margins: Any, least: Any, counts: Any,
     candidates: Any, latents: Any, scratch: Any, k: int, first: int,
@@ -205,7 +204,7 @@ def _scan(
                         least[row] = np.inf
 
 
-@_compile
+@compile_loop
 def _drop_small(
     candidates: Any, latents: Any, counts: Any, row: int, least: Any, margin: Any, scratch: Any, k: int
 ) -> None:
@@ -225,7 +224,7 @@ def _drop_small(
     counts[row] = kept
 
 
-@_compile
+@compile_loop
 def _products(row: Any, encoder: Any, b_enc: Any, latents: Any, out: Any, count: int) -> None:
     """float32 pre-activations of ``count`` latents."""
     for c in range(count):
@@ -236,7 +235,7 @@ def _products(row: Any, encoder: Any, b_enc: Any, latents: Any, out: Any, count:
         out[c] = total + b_enc[latent]
 
 
-@_compile
+@compile_loop
 def _keep_largest(found: Any, latents: Any, count: int, scratch: Any, values: Any, indices: Any) -> None:
     """The largest positive ones into ``values``, which is 0; of equal ones the first, whose latents are the lowest."""
     k = len(values)
@@ -257,7 +256,7 @@ def _keep_largest(found: Any, latents: Any, count: int, scratch: Any, values: An
             slot += 1
 
 
-@_compile
+@compile_loop
 def _kth_largest(values: Any, count: int, k: int) -> Any:
     """Of the first ``count`` values, which it moves about (Hoare's selection)."""
     low, high = 0, count - 1
