@@ -149,7 +149,7 @@ class KillCluster:
     def run(self, job: KillJob, armed: list[Fault]) -> dict[str, Any]:
         """Run the job under the faults to its end, and start anew what nodes are missing then."""
         folder = Path(job.folder)
-        folder.mkdir(parents=True)
+        folder.mkdir(parents=True, exist_ok=True)
         (folder / f"keep.{self.nodes.head}").touch()
         for fault in armed:
             (folder / f"armed.{fault.name}").touch()

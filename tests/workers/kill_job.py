@@ -105,6 +105,7 @@ class KillCollector:
     def load(self, job: KillJob, num_threads: int) -> Loaded:
         del num_threads
         self._job, self._folder = job, Path(job.folder)
+        (self._folder / f"loaded.{self._name}").touch()
         writer = job.writer()
         self._writer = StoreWriter(
             faults.DeadlyObjects(job.store, self._folder),
@@ -117,6 +118,8 @@ class KillCollector:
 
     def collect(self, unit: int, attempt: int) -> Done:
         time.sleep(self._job.pause_s)
+        while (self._folder / f"hold.{unit}").exists():
+            time.sleep(0.05)
         faults.strike(self._folder, "before_encode", unit)
         if faults.fires(self._folder, "hang", unit):
             time.sleep(3600)

@@ -180,19 +180,27 @@ def test_headworks_run_goes_on_without_its_driver_and_is_looked_on_again(
 
 @pytest.mark.slow
 def test_workers_are_started_where_a_node_joins(cluster: KillCluster, tmp_path: Path) -> None:
+    """Units wait until the test lets them go, so that a slow machine does not finish before the node is there."""
     job = kill_job(tmp_path, num_units=150)
-    job = type(job)(**{**job.__dict__, "pause_s": 0.2})
+    folder = Path(job.folder)
+    folder.mkdir()
+    held = [folder / f"hold.{unit}" for unit in range(job.num_units)]
+    for path in held:
+        path.touch()
     summary: dict[str, Any] = {}
     driver = threading.Thread(target=lambda: summary.update(cluster.run(job, [])))
     driver.start()
-    wait_until(lambda: len(workers_of(job.store)) >= 2)
+    wait_until(lambda: len(list(folder.glob("loaded.*"))) == 2)
     cluster.nodes.tell("add")
-    wait_until(lambda: len(workers_of(job.store)) >= 3)
+    wait_until(lambda: len(list(folder.glob("loaded.*"))) == 3)
+    for path in held[:60]:
+        path.unlink()
+    wait_until(lambda: len(workers_of(job.store)) == 3)
     cluster.nodes.tell("remove")
-    driver.join(120)
-    assert summary["units"] == 150
-    assert summary["preemptions"] == 1
-    assert summary["deaths"] == 0
+    for path in held[60:]:
+        path.unlink()
+    driver.join(200)
+    assert (summary["units"], summary["preemptions"], summary["deaths"]) == (150, 1, 0)
 
 
 def workers_of(store: str) -> set[str]:
