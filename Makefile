@@ -11,7 +11,7 @@ export RAY_ENABLE_UV_RUN_RUNTIME_ENV := 0
 export RAY_USAGE_STATS_ENABLED := 0
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: setup demo test test-slow test-kills check format bench peers lock clean
+.PHONY: setup demo test test-slow test-long test-kills check format bench peers lock clean
 
 setup: $(READY)
 
@@ -32,6 +32,10 @@ test: setup
 
 test-slow: setup
 	$(BIN)/python -m pytest -n $(TEST_JOBS) --dist loadfile --no-loadscope-reorder -m slow --timeout 900 --durations 15
+
+# Studies and examples at full length, and what the slow tests show on less: ten minutes.
+test-long: setup
+	$(BIN)/python -m pytest -n $(TEST_JOBS) --dist loadfile --no-loadscope-reorder -m long --timeout 1800 --durations 15
 
 # Fifty random schedules of killed workers, nodes, controllers and drivers: a quarter of an hour.
 test-kills: setup

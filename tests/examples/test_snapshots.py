@@ -111,7 +111,7 @@ def test_a_crosscoder_over_the_checkpoints_of_a_training(example: SimpleNamespac
 
 
 @pytest.mark.ray
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_example_runs(example: SimpleNamespace, tmp_path: Path) -> None:
     example.train(tmp_path / "checkpoints", example.STEPS[:2], batch=4)
     sources = [f"step{step}/{POINT}" for step in example.STEPS[:2]]

@@ -28,7 +28,7 @@ def test_frequent_features_are_found_soon(example: SimpleNamespace) -> None:
     assert found.explained_variance > 0.88
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(1800)
 def test_recovery_peaks_at_a_middle_penalty(example: SimpleNamespace) -> None:
     """Cunningham et al. 2023, section 3: too small a weight leaves features mixed, too large a one loses rare ones.

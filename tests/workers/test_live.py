@@ -144,7 +144,7 @@ def test_every_feed_gives_the_same_dictionaries(ray_cluster: object, make_job: C
 
 
 @pytest.mark.ray
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_second_epoch_comes_from_the_store(ray_cluster: object, make_job: Callable[..., dict[str, Any]]) -> None:
     tee, follow = make_job("tee", "tee", num_epochs=2), make_job("follow", "follow", num_epochs=2)
     steps = run(tee)["dictionaries"]

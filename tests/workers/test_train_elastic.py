@@ -35,7 +35,7 @@ def make_spec(tmp_path: Path) -> MakeSpec:
     return lambda output="out", **fields: train_spec(url, str(tmp_path / output), **fields)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.ray
 def test_a_small_cluster_trains_with_fewer_ranks(ray_cluster: object, make_spec: MakeSpec) -> None:
     fixed, elastic = make_spec("fixed"), make_spec("elastic", workers={"num_workers": 4, "min_workers": 1})

@@ -76,7 +76,7 @@ def test_two_ranks_are_one_and_a_killed_run_goes_on_with_one(make_spec: MakeSpec
     require_same(moved, alone)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_four_ranks_are_one_for_every_kind(make_spec: MakeSpec, tmp_path: Path) -> None:
     dictionaries = [
         {"name": name, "sources": ["resid"], "num_latents": 48, "activation": activation, "learning_rate": 1e-3}
