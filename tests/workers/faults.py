@@ -22,6 +22,7 @@ from workers.pool import Loaded
 if TYPE_CHECKING:  # torch is imported only where a model is run
     from pipeline.collection.prepare import CollectPass
     from workers.collector import Collector, Receipt
+    from workers.replica_stages import Stage
 
 VICTIMS = ("worker", "node", "controller", "driver")
 POINTS = ("before_encode", "mid_write", "before_ledger", "after_ledger")
@@ -102,6 +103,38 @@ def faulty_collector(folder: Path, pause_s: float = 0.0) -> type[Collector]:
             return super().collect(unit, attempt)
 
     return FaultyCollector
+
+
+def deadly_stage(folder: Path) -> type[Stage]:
+    """A stage class that meets the faults armed in the folder ``stage.INDEX`` below ``folder``."""
+    import ray
+
+    from pipeline.collection import parts
+    from workers.member import UNITS
+    from workers.replica_stages import Stage
+
+    class DeadlyStage(Stage):
+        def __init__(self, name: str, index: int, num_stages: int, before: Any) -> None:
+            super().__init__(name, index, num_stages, before)
+            self._folder = folder / f"stage.{index}"
+
+        def load(self, one: CollectPass, num_threads: int) -> None:
+            opened = parts.PartCollector.open
+
+            def opened_deadly(*arguments: Any, **more: Any) -> parts.PartCollector:
+                collector = opened(*arguments, **more)
+                objects = DeadlyObjects(collector.whole.objects.url, self._folder)
+                return replace(collector, whole=replace(collector.whole, objects=objects))
+
+            parts.PartCollector.open = opened_deadly  # type: ignore[assignment, method-assign]  # in this process
+            super().load(one, num_threads)
+
+        @ray.method(concurrency_group=UNITS)
+        def begin(self, unit: int, attempt: int, others: list[Any]) -> None:
+            strike(self._folder, "before_encode", unit)
+            super().begin(unit, attempt, others)
+
+    return DeadlyStage
 
 
 def failing_collector(error: str) -> type[Collector]:

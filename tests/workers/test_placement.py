@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import re
-import threading
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import faults
 import numpy as np
 import psutil  # type: ignore[import-untyped,unused-ignore]
 import pytest
@@ -25,9 +25,12 @@ from pipeline.models.utilisation import flop_per_token
 from pipeline.store.reader import Store
 from schemas.collect import CollectSpec, CollectWorkers
 from schemas.errors import MismatchError, ModelError, SpecError
+from workers import replica_stages
 from workers.collect import run_collect
 from workers.events import EventLog
 from workers.progress import Progress
+
+ray.cloudpickle.register_pickle_by_value(faults)
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
 
@@ -161,31 +164,19 @@ def stages_alive() -> list[psutil.Process]:
 
 
 @pytest.mark.slow
-def test_the_death_of_a_stage_in_mid_run_changes_nothing(
-    make_spec: Callable[..., CollectSpec], tmp_path: Path, undisturbed: Path
+def test_the_death_of_any_stage_at_any_point_of_a_unit_changes_nothing(
+    make_spec: Callable[..., CollectSpec], tmp_path: Path, undisturbed: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One stage after the other: whichever leads is among them."""
+    """The first of two stages, and the last, which leads and alone writes the ledger."""
+    points = {0: faults.POINTS[:2], 1: faults.POINTS}
+    armed = [(index, point) for index in points for point in points[index]]
+    for unit, (index, point) in enumerate(armed):
+        (tmp_path / f"stage.{index}").mkdir(exist_ok=True)
+        (tmp_path / f"stage.{index}" / f"armed.worker.{point}.{unit}").touch()
+    monkeypatch.setattr(replica_stages, "Stage", faults.deadly_stage(tmp_path))
     spec = make_spec(tmp_path / "store", workers=placed("stages", num_workers=1))
-    over, killed = threading.Event(), []
-
-    def kill_now_and_then() -> None:
-        for num_units, which in ((1, 0), (3, -1)):
-            while len(list((tmp_path / "store" / "ledger").rglob("*.json"))) < num_units or len(stages_alive()) < 2:
-                if over.wait(0.02):
-                    return
-            victim = stages_alive()[which]
-            killed.append(victim.pid)
-            victim.kill()
-            victim.wait(10)
-
-    killer = threading.Thread(target=kill_now_and_then)
-    killer.start()
-    try:
-        summary = run_collect(spec)
-    finally:
-        over.set()
-        killer.join()
-    # The last kill may meet a job that has ended.
-    assert 1 <= summary["worker_deaths"] <= len(killed)
+    summary = run_collect(spec)
+    assert len(list(tmp_path.glob("stage.*/fired.*"))) == len(armed)
+    assert 1 <= summary["worker_deaths"] <= len(armed)
     require_same(tmp_path / "store", undisturbed)
     assert psutil.wait_procs(stages_alive(), timeout=10)[1] == [], "the others end with the one that died"
