@@ -68,7 +68,7 @@ def fired(folder: Path) -> set[str]:
     return {path.name.removeprefix("fired.") for path in (folder / "faults").glob("fired.*")}
 
 
-@pytest.mark.parametrize("seed", [5, 14, pytest.param(8, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("seed", [5, *(pytest.param(seed, marks=pytest.mark.slow) for seed in (14, 8))])
 def test_a_schedule_of_kills_changes_nothing(
     seed: int, cluster: KillCluster, tmp_path: Path, undisturbed: dict[str, Any]
 ) -> None:

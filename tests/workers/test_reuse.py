@@ -115,6 +115,7 @@ class TestOvertaken:
         assert read_retention(store.objects).expires > 0
 
 
+@pytest.mark.slow
 def test_jobs_of_two_processes_at_once(make_spec: Callable[..., CollectSpec], tmp_path: Path) -> None:
     """Two models in two processes, started together: hook points that overlap, and more rows."""
     collect_here(make_spec(hook_points=[FIRST], tokens={"max_tokens": 128}))

@@ -50,7 +50,6 @@ def pipeline(model: Path, corpus: Path, output: str) -> dict[str, Any]:
                 ],
                 "batch_rows": 128,
                 "num_epochs": 4,
-                "workers": {"num_workers": 2},
                 "output": f"{output}/dictionaries",
             },
             {

@@ -120,7 +120,7 @@ def test_a_spot_check_needs_no_token_table(here: Store, tmp_path: Path) -> None:
     assert all(one.is_equal for one in found)
 
 
-@pytest.mark.parametrize("step", [5, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("step", [pytest.param(5, marks=pytest.mark.slow), pytest.param(1, marks=pytest.mark.long)])
 def test_killed_anywhere_a_repair_can_be_repeated(here: Store, tmp_path: Path, step: int) -> None:
     """Low bits differ, so that object, ledger entry and manifest must change together, and an entry is lost."""
     folder = elsewhere(here, tmp_path / "damaged", np.uint16(1), {0, 1, 2})

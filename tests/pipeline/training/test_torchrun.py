@@ -96,6 +96,7 @@ def test_ranks_are_one_and_a_killed_rank_is_made_good(
                 )
 
 
+@pytest.mark.slow
 def test_a_mistake_is_told_once(make_spec: MakeSpec, torchrun: Callable[..., subprocess.Popen[str]]) -> None:
     spec = make_spec("wrong", dictionaries=[{"name": "d", "sources": ["nowhere"], "num_latents": 48}])
     group = torchrun(spec)
