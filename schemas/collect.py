@@ -7,8 +7,9 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
 from schemas.corpus import TokensSpec
-from schemas.fields import LOSSY, Codec, Dtype, HookPoint, Layout, Name, Spec, Url
+from schemas.fields import LOSSY, Codec, Dtype, HookPoint, Layout, Name, OutputUrl, Spec
 from schemas.model import ModelSpec
+from schemas.reach import Reach
 from schemas.retention import RetentionSpec
 from schemas.snapshots import Snapshots
 from schemas.workers import WorkerLimits
@@ -112,7 +113,7 @@ class CollectSpec(Spec):
     """Several networks on one token table, into a store group: name -> the fields of ``model`` that this one has
     otherwise, for example ``{step0: {revision: step0}, step512: {revision: step512}}``. ``model`` itself is not
     collected then, but its tokenizer makes the token table, and every snapshot that has one must have an equal one."""
-    snapshot_folders: str = ""
+    snapshot_folders: Annotated[str, Reach("model_folders")] = ""
     """The same by a pattern of local folders (or GGUF files), such as ``checkpoints/step*``: each is a snapshot, named
     by the parts of its path that have wildcards, in natural order."""
     tokens: TokensSpec
@@ -129,7 +130,7 @@ class CollectSpec(Spec):
     """How long the store is kept."""
     workers: CollectWorkers = CollectWorkers()
     """Resources."""
-    output: Url
+    output: OutputUrl
     """Folder or URL of the store, or of the group: a store below it for each snapshot."""
 
     @model_validator(mode="after")

@@ -6,7 +6,9 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
-from schemas.fields import ByteSize, Name, Spec, Url
+from schemas.fields import ByteSize, CorpusUrl, Name, OptionalOutputUrl, Spec, Words
+from schemas.model import Revision
+from schemas.reach import Reach
 
 
 class TextCorpus(Spec):
@@ -14,11 +16,11 @@ class TextCorpus(Spec):
 
     format: Literal["text"] = "text"
     """Discriminator."""
-    urls: Annotated[list[Url], Field(min_length=1)]
+    urls: Annotated[list[CorpusUrl], Field(min_length=1)]
     """Paths, globs (``**`` included) or fsspec URLs. ``{stdlib}``: the folder of Python's standard library."""
-    exclude: list[str] = []
+    exclude: list[Words] = []
     """Glob patterns (fnmatch, on the path after the glob's fixed part) of files to leave out."""
-    encoding: str = "utf-8"
+    encoding: Words = "utf-8"
     """Decoding; a file that does not decode is an error that names file and byte, see ``on_bad_text``."""
     on_bad_text: Literal["refuse", "replace"] = "refuse"
     """``refuse``: a file that does not decode ends the job. ``replace``: U+FFFD for each bad byte, counted."""
@@ -29,9 +31,9 @@ class JsonLinesCorpus(Spec):
 
     format: Literal["jsonl"] = "jsonl"
     """Discriminator."""
-    urls: Annotated[list[Url], Field(min_length=1)]
+    urls: Annotated[list[CorpusUrl], Field(min_length=1)]
     """Paths, globs or fsspec URLs."""
-    text_field: str = "text"
+    text_field: Words = "text"
     """The field of each object that holds the text."""
 
 
@@ -40,9 +42,9 @@ class ParquetCorpus(Spec):
 
     format: Literal["parquet"] = "parquet"
     """Discriminator."""
-    urls: Annotated[list[Url], Field(min_length=1)]
+    urls: Annotated[list[CorpusUrl], Field(min_length=1)]
     """Paths, globs or fsspec URLs."""
-    text_field: str = "text"
+    text_field: Words = "text"
     """The string column that holds the text."""
 
 
@@ -51,15 +53,15 @@ class HuggingFaceCorpus(Spec):
 
     format: Literal["huggingface"] = "huggingface"
     """Discriminator."""
-    path: str
+    path: Annotated[str, Reach("dataset")]
     """Name on the Hub or local folder, as ``datasets.load_dataset`` takes it."""
-    config: str = "default"
+    config: Words = "default"
     """Configuration (subset) name; ``default`` for the only one."""
-    split: str = "train"
+    split: Words = "train"
     """Split to stream."""
-    revision: str = "main"
+    revision: Revision = "main"
     """Git revision on the Hub; part of the fingerprint. Ignored for a local folder, whose content is hashed."""
-    text_field: str = "text"
+    text_field: Words = "text"
     """The string column that holds the text."""
     documents_per_part: PositiveInt = 4096
     """Documents in one independently packed part of the token table."""
@@ -70,9 +72,9 @@ class ImagesCorpus(Spec):
 
     format: Literal["images"] = "images"
     """Discriminator."""
-    urls: Annotated[list[Url], Field(min_length=1)]
+    urls: Annotated[list[CorpusUrl], Field(min_length=1)]
     """Paths, globs (``**`` included) or fsspec URLs of image files (whatever Pillow reads) or of Parquet files."""
-    image_field: str = ""
+    image_field: Words = ""
     """The files are Parquet, and this column holds the encoded images, as bytes or as a struct with a field ``bytes``.
     Empty: each file is an image."""
     size: NonNegativeInt = 0
@@ -122,7 +124,7 @@ class TokensSpec(Spec):
 
     corpus: Corpus
     """Where the text is."""
-    tokenizer: str = "model"
+    tokenizer: Annotated[str, Reach("tokenizer")] = "model"
     """``model``: the one that belongs to the job's model. Otherwise a Hugging Face name, local folder or GGUF file."""
     packing: Packing = Packing()
     """How documents become contexts."""
@@ -136,7 +138,7 @@ class TokensSpec(Spec):
     """Files are grouped into parts of about this much text, tokenised and packed independently, in parallel."""
     seed: NonNegativeInt = 0
     """Seed of the file order and of the held-out choice."""
-    output: str = ""
+    output: OptionalOutputUrl = ""
     """Folder or URL of the token table; empty: ``tokens`` beside the store. Reused if it has the same fingerprint."""
 
     @model_validator(mode="after")

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, NonNegativeInt, PositiveInt
 
-from schemas.fields import Name, Spec, Url
+from schemas.fields import InputUrl, Name, OutputUrl, Spec
 
 
 class ReportSpec(Spec):
@@ -29,10 +29,10 @@ class EvaluateSpec(Spec):
     """Discriminator."""
     name: Name = "evaluate"
     """Name of this job."""
-    store: Url | Annotated[dict[Name, Url], Field(min_length=2)]
+    store: InputUrl | Annotated[dict[Name, InputUrl], Field(min_length=2)]
     """Store with the held-out rows, or ``${NAME}`` of a collect job of the same pipeline; a group or several stores by
     name for dictionaries that were trained so, without cross-entropy then."""
-    dictionaries: Url
+    dictionaries: InputUrl
     """Folder of a train job, or ``${NAME}`` of a train job of the same pipeline."""
     rows: Literal["held_out", "all"] = "held_out"
     """Rows the figures are measured on. ``held_out``: documents that training never saw."""
@@ -44,5 +44,5 @@ class EvaluateSpec(Spec):
     """The page of features."""
     seed: NonNegativeInt = 0
     """Seed of the choice of rows."""
-    output: Url
+    output: OutputUrl
     """Folder for ``evaluation.json`` and ``report.html``."""

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, StringConstraints
 
 from schemas.errors import SpecError
+from schemas.reach import Reach
 
 Dtype = Literal["bfloat16", "float16", "float32", "int8", "float8_e4m3"]
 """Stored precision; int8 and float8_e4m3 have a float32 scale for each row and lose precision."""
@@ -134,6 +135,21 @@ def require_no_credentials(url: str) -> str:
 
 Url = Annotated[str, StringConstraints(min_length=1, strip_whitespace=True), AfterValidator(require_no_credentials)]
 """A local path or any URL that fsspec opens, without credentials: ``runs/a``, ``s3://bucket/key``, ``memory://x``."""
+
+InputUrl = Annotated[Url, Reach("read")]
+"""A folder or file that a job reads."""
+
+CorpusUrl = Annotated[Url, Reach("corpus")]
+"""Files that a job reads, wildcards and ``{stdlib}`` included."""
+
+OutputUrl = Annotated[Url, Reach("write")]
+"""A folder that a job writes, and reads again when it goes on."""
+
+OptionalOutputUrl = Annotated[str, AfterValidator(require_no_credentials), Reach("write")]
+"""The same; empty: where the field says."""
+
+Words = Annotated[str, Reach("nothing")]
+"""Text that is compared, looked up or shown, and never opened."""
 
 HookPoint = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.:\-]+$")]
 """A TransformerLens hook name (``blocks.3.hook_resid_post``, ``blocks.3.attn.hook_z``, ``blocks.3.mlp.hook_post``) or

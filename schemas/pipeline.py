@@ -11,7 +11,7 @@ from pydantic import Field, TypeAdapter, model_validator
 from schemas.collect import CollectSpec
 from schemas.errors import nearest
 from schemas.evaluate import EvaluateSpec
-from schemas.fields import ByteSize, Name, Spec, Url
+from schemas.fields import ByteSize, Name, OutputUrl, Spec
 from schemas.shuffle import ShuffleSpec
 from schemas.train import TrainSpec
 
@@ -40,7 +40,7 @@ class PipelineSpec(Spec):
     """The jobs, run one after the other; a training that is fed while its store is collected runs with that."""
     cluster: ClusterSpec = ClusterSpec()
     """The Ray that is started where no address is given."""
-    output: Url
+    output: OutputUrl
     """Folder of the run: ``summary.json``; the jobs name their own outputs."""
 
     @model_validator(mode="after")

@@ -6,7 +6,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, NonNegativeInt, model_validator
 
-from schemas.fields import ByteSize, HookPoint, Name, Spec, Url
+from schemas.fields import ByteSize, HookPoint, InputUrl, Name, OptionalOutputUrl, OutputUrl, Spec
 from schemas.retention import RetentionSpec
 from schemas.workers import WorkerLimits
 
@@ -30,7 +30,7 @@ class ShuffleSpec(Spec):
     """Discriminator."""
     name: Name = "shuffle"
     """Name of this job; other jobs of a pipeline refer to it."""
-    store: Url
+    store: InputUrl
     """The complete store to read, or ``${NAME}`` of a collect job of the same pipeline."""
     hook_points: list[HookPoint] = []
     """Which hook points to rewrite; none: all of the store's."""
@@ -40,10 +40,10 @@ class ShuffleSpec(Spec):
     """Resources."""
     retention: RetentionSpec = RetentionSpec()
     """How long the new store is kept, and how large it may become. Never part of its identity."""
-    scratch: str = ""
+    scratch: OptionalOutputUrl = ""
     """Folder or URL for the rows between two passes, as large as the store; empty: ``OUTPUT.scratch``. Removed at the
     end."""
-    output: Url
+    output: OutputUrl
     """Folder or URL of the new store."""
 
     @model_validator(mode="after")

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import AfterValidator, NonNegativeInt
 
 from schemas.fields import Name, Spec
-from schemas.model import ModelSpec
+from schemas.model import Arguments, ModelPath, ModelSpec, Revision
 
 GROUP = "group.json"
 """The one document of a store group; no snapshot has this name."""
@@ -19,15 +19,15 @@ _STEP = re.compile(r"(?:^|[^a-z])(?:step|steps|checkpoint|ckpt|iter|iteration)[-
 class SnapshotSpec(Spec):
     """What one snapshot has that the job's ``model`` has not: every field given here goes before that of ``model``."""
 
-    path: str | None = None
+    path: ModelPath | None = None
     """As in ``model``."""
-    revision: str | None = None
+    revision: Revision | None = None
     """As in ``model``."""
     dtype: Literal["bfloat16", "float16", "float32", "native"] | None = None
     """As in ``model``."""
     attention: Literal["sdpa", "eager", "flash_attention_2"] | None = None
     """As in ``model``."""
-    arguments: dict[str, Any] | None = None
+    arguments: Arguments | None = None
     """As in ``model``."""
     step: NonNegativeInt | None = None
     """Training step, for people and plots; if not given, the number at the end of a name, revision or folder such as

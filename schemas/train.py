@@ -7,8 +7,9 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from schemas.dictionary import DictionarySpec
-from schemas.fields import Name, Spec, Url
+from schemas.fields import InputUrl, Name, OutputUrl, Spec
 from schemas.optimiser import Muon
+from schemas.reach import Reach
 from schemas.sweep import Sweep, expand
 
 
@@ -114,7 +115,7 @@ class TrainSpec(Spec):
     """Discriminator."""
     name: Name = "train"
     """Name of this job; other jobs of a pipeline refer to it."""
-    store: Url | Annotated[dict[Name, Url], Field(min_length=2)]
+    store: InputUrl | Annotated[dict[Name, InputUrl], Field(min_length=2)]
     """Store URL, or ``${NAME}`` of a collect job of the same pipeline. Several stores of one token table (of several
     models, or snapshots of one training) by names of your own: their rows are joined, and hook point H of the store N
     is ``N/H``."""
@@ -153,11 +154,11 @@ class TrainSpec(Spec):
     """Steps between lines of metrics.jsonl and TensorBoard."""
     held_out: HeldOut | None = None
     """Also measure on rows that training never sees; None: do not."""
-    trackers: list[Literal["tensorboard", "wandb"]] = ["tensorboard"]
+    trackers: list[Annotated[Literal["tensorboard", "wandb"], Reach("tracker")]] = ["tensorboard"]
     """Where metrics go besides metrics.jsonl; ``wandb`` needs the extra of that name."""
     workers: TrainWorkers = TrainWorkers()
     """Resources."""
-    output: Url
+    output: OutputUrl
     """Folder of the results: ``NAME/dictionary.safetensors`` and ``NAME/dictionary.json`` for each dictionary."""
 
     @property
