@@ -17,6 +17,7 @@ from deploy.dictionary_commands import dictionary
 from deploy.exits import Stopped, guarded, stoppable
 from deploy.options import address_option, json_option, set_option
 from deploy.plan_command import plan
+from deploy.render_command import render
 from deploy.store_commands import store
 from deploy.train_command import train
 from pipeline.logs import configure, progress_stream
@@ -188,6 +189,7 @@ def schema(kind: str | None, markdown: bool, as_json: bool) -> None:
 
 cli.add_command(store)
 cli.add_command(plan)
+cli.add_command(render)
 cli.add_command(train)
 cli.add_command(dictionary)
 

@@ -6,6 +6,8 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
+from pydantic import BaseModel
+
 from schemas.pipeline import JOB_ADAPTER
 
 _REFERENCE = "#/$defs/"
@@ -38,6 +40,15 @@ def markdown() -> str:
     roots = [kinds[kind].removeprefix(_REFERENCE) for kind in dict.fromkeys([*_ORDER, *kinds])]
     order = dict.fromkeys(name for root in roots for name in _used(root, definitions))
     return "\n".join(line for name in order for line in _table(name, definitions))
+
+
+def spec_markdown(spec: type[BaseModel]) -> str:
+    """The same of any spec and those below it."""
+    schema = spec.model_json_schema()
+    definitions = {spec.__name__: schema, **schema.pop("$defs", {})}
+    return "\n".join(
+        line for name in dict.fromkeys(_used(spec.__name__, definitions)) for line in _table(name, definitions)
+    )
 
 
 def _used(name: str, definitions: dict[str, Any]) -> Iterator[str]:

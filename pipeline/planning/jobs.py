@@ -33,8 +33,9 @@ from schemas.shuffle import ShuffleSpec
 from schemas.train import TrainSpec
 
 
-def plan(job: AnyJob, assumptions: PlanAssumptions, *, measured: bool = False) -> Plan:
-    """Plan without writing anything. Relative paths mean the current directory, as when the job runs.
+def plan(job: AnyJob, assumptions: PlanAssumptions, *, measured: bool = False, runs_here: bool = True) -> Plan:
+    """Plan without writing anything. Relative paths mean the current directory, as when the job runs. ``runs_here``
+    false: the local disks are those of other machines, so that their room says nothing.
 
     Raises:
         ResourceError: what is to be written does not fit on a local disk or into a quota, or dictionaries into memory.
@@ -64,7 +65,8 @@ def plan(job: AnyJob, assumptions: PlanAssumptions, *, measured: bool = False) -
                 stores[each.output.rstrip("/")] = source
         plans.append(one)
     plans = with_feeds(jobs, plans, stores, assumptions.prices)
-    _require_room(collections, plans)
+    if runs_here:
+        _require_room(collections, plans)
     return _summed(plans, assumptions)
 
 

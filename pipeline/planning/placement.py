@@ -22,7 +22,7 @@ from pipeline.models.skeleton import build_skeleton
 from pipeline.models.stages import split_layers
 from pipeline.models.tensor import require_plan
 from schemas.collect import CollectSpec, CollectWorkers, Placement
-from schemas.errors import ModelError, ResourceError
+from schemas.errors import ModelError, ResourceError, SpecError
 from schemas.fields import about_bytes
 
 PROCESS_BYTES = 1 << 30
@@ -129,6 +129,28 @@ def placement_note(spec: CollectSpec) -> str:
         return place(spec, [this_machine()] * _MANY_MACHINES).words()
     except ResourceError as error:
         return f"placement: {error}"
+
+
+def process_bytes(spec: CollectSpec) -> int:
+    """Memory of one process of a replica beside the rows of units, as far as the job says where a replica goes; one
+    that is left to ``auto`` is taken to be whole. Without weights where only building the model tells them.
+
+    Raises:
+        SpecError: several processes, and how many is left to the machines. ModelError: as ``place``.
+    """
+    workers = spec.workers
+    whole = share = _whole_bytes(spec)
+    if workers.placement in ("stages", "tensor") and whole:
+        number = workers.processes_per_replica
+        if not number:
+            raise SpecError(
+                f"{spec.name}: placement {workers.placement} leaves to the machines how many processes a replica has: "
+                "set workers.processes_per_replica"
+            )
+        need = _need(spec, whole)
+        split = need.embeddings + (need.whole - need.embeddings) // number
+        share = split if workers.placement == "tensor" else need.largest_stage(number)
+    return _taken(share)
 
 
 def this_machine() -> Node:

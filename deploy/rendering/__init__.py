@@ -1,0 +1,1 @@
+"""Cluster files from a job: KubeRay, SLURM, ``ray up``, Docker, compose."""
