@@ -34,14 +34,30 @@ _IN_QUERY = re.compile(
     r"|secret|password|awsaccesskeyid|googleaccessid))=[^&\s#'\"]+"
 )
 _BEARER = re.compile(r"(?i)\b(bearer|basic) [a-z0-9+/_.~=-]{8,}")
+_IN_ASSIGNMENT = re.compile(
+    r"(?i)\b((?:[a-z0-9]+_)*(?:secret_access_key|session_token|secret_key|api_key|access_token|auth_token|password|passwd"
+    r"|client_secret|token))(['\"]?\s*[=:]\s*['\"]?)(?!\*\*\*|none\b|null\b)[^\s'\",;&]{6,}"
+)
+_SECRET_NAME = re.compile(
+    r"(?i)(?:[a-z0-9]+[_-])*(?:secret|secret[_-]access[_-]key|session[_-]token|secret[_-]key|api[_-]key|access[_-]token"
+    r"|auth[_-]token|password|passwd|client[_-]secret|authorization|token)"
+)
+_TOKENS = re.compile(
+    r"\b(hw_)[0-9A-Za-z]{12}_[0-9A-Za-z]{20,}|\b(hf_)[0-9A-Za-z]{20,}|\b(AKIA|ASIA)[0-9A-Z]{16}\b"
+    r"|\b(gh[opsu]_)[0-9A-Za-z]{30,}|\b(sk-)[0-9A-Za-z_-]{20,}|\b(eyJ)[\w-]{10,}\.[\w-]{10,}\.[\w-]*"
+)
+"""Of Headworks, the Hugging Face Hub, AWS (the id of a key), GitHub, model providers; JSON web tokens."""
 
 
 def redacted(text: str) -> str:
-    """The text without what lies between ``://`` and ``@``, values of signing parameters and tokens, authorisation
-    headers, and the values that the usual secret variables of this process have."""
+    """The text without what lies between ``://`` and ``@``, values of signing parameters, authorisation headers, tokens
+    of known forms, what is assigned to a password, token or key, and the values that the usual secret variables of this
+    process have."""
     text = _IN_AUTHORITY.sub(HIDDEN, text)
     text = _IN_QUERY.sub(rf"\1={HIDDEN}", text)
     text = _BEARER.sub(rf"\1 {HIDDEN}", text)
+    text = _TOKENS.sub(lambda match: f"{match[match.lastindex or 0]}{HIDDEN}", text)
+    text = _IN_ASSIGNMENT.sub(rf"\1\2{HIDDEN}", text)
     for name in _SECRET_VARIABLES:
         value = os.environ.get(name, "")
         if len(value) >= _LEAST_SECRET:
@@ -50,8 +66,11 @@ def redacted(text: str) -> str:
 
 
 def redacted_facts(facts: Mapping[str, Any]) -> dict[str, Any]:
-    """The same of every string in nested mappings and lists."""
-    return {name: _redacted_value(value) for name, value in facts.items()}
+    """The same of every string in nested mappings and lists, and whatever text has the name of a secret."""
+    return {
+        name: HIDDEN if isinstance(value, str) and value and _SECRET_NAME.fullmatch(name) else _redacted_value(value)
+        for name, value in facts.items()
+    }
 
 
 def now() -> str:

@@ -11,6 +11,7 @@
         ResourceError      OSError            not enough memory or disk for what the spec asks
         UnreachableError   ConnectionError    a cluster or service does not answer
         BusyError          RuntimeError       another job holds what this one needs for itself
+        ForbiddenError     PermissionError    the operator does not allow it to this person or team
       DataError                      stored bytes are not what the ledger says: never continue
         CorruptionError    OSError            checksum, length or format differs
         IncompleteError    OSError            a store lacks units that the reader needs
@@ -78,6 +79,10 @@ class UnreachableError(UserError, ConnectionError):
 
 class BusyError(UserError, RuntimeError):
     """Another job holds what this one needs for itself; wait for it, or stop it."""
+
+
+class ForbiddenError(UserError, PermissionError):
+    """The operator does not allow it to this person or team; the message says what is allowed."""
 
 
 class DataError(HeadworksError):

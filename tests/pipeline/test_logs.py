@@ -23,6 +23,29 @@ from pipeline import logs
         ),
         ("https://host/a?token=abc#x", "https://host/a?token=***#x"),
         ("Authorization: Bearer abcdefgh.ijkl", "Authorization: Bearer ***"),
+        (f"got hw_{'a1' * 6}_{'Z9' * 21}x.", "got hw_***."),
+        (f"hf_{'aB3' * 11} was refused", "hf_*** was refused"),
+        ("key AKIAIOSFODNN7EXAMPLE of ASIAIOSFODNN7EXAMPLE", "key AKIA*** of ASIA***"),
+        ("AWS_SECRET_ACCESS_KEY=wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY x", "AWS_SECRET_ACCESS_KEY=*** x"),
+        ('{"aws_session_token": "FwoGZXIvYXdz/abc+", "n": 1}', '{"aws_session_token": "***", "n": 1}'),
+        ("password: hunter2hunter2, api_key='abcdefgh'", "password: ***, api_key='***'"),
+        (f"ghp_{'x' * 36} and sk-{'y' * 40}", "ghp_*** and sk-***"),
+        ("jwt eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxMjM0NTY.SflKxwRJSMeKKF2 end", "jwt eyJ*** end"),
+        ("Authorization: Basic dXNlcjpwYXNz end", "Authorization: Basic *** end"),
+        (
+            "https://b.s3.amazonaws.com/k?AWSAccessKeyId=AKIAIOSFODNN7EXAMPLE&Signature=a%2Bb&Expires=1",
+            "https://b.s3.amazonaws.com/k?AWSAccessKeyId=***&Signature=***&Expires=1",
+        ),
+        ("postgresql://headworks:secret@db/headworks", "postgresql://***@db/headworks"),
+        (
+            "batch_tokens: 4096000, max_tokens=1000000, tokens: 123456789",
+            "batch_tokens: 4096000, max_tokens=1000000, tokens: 123456789",
+        ),
+        (
+            "the tokenizer: HuggingFaceTB/SmolLM2 and hf_model_name",
+            "the tokenizer: HuggingFaceTB/SmolLM2 and hf_model_name",
+        ),
+        ("token_id: 123456789 of hw_a and sk-learn", "token_id: 123456789 of hw_a and sk-learn"),
         ("s3://bucket/a/blocks.9.hook_resid_post", "s3://bucket/a/blocks.9.hook_resid_post"),
         ("mail a@b.c about 3 keys", "mail a@b.c about 3 keys"),
     ],
@@ -36,6 +59,18 @@ def test_values_of_secret_variables_are_taken_out(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setenv("WANDB_API_KEY", "short")
     facts = {"a": ["x hf_abcdefgh1234", 3], "b": {"c": "hf_abcdefgh1234"}, "d": "short", "e": None}
     assert logs.redacted_facts(facts) == {"a": ["x ***", 3], "b": {"c": "***"}, "d": "short", "e": None}
+
+
+def test_facts_named_like_secrets_are_hidden() -> None:
+    facts = {
+        "token": "abc",
+        "x": {"Authorization": "abc", "api-key": "a", "tokens": "kept", "password": 3, "secret": ""},
+    }
+    hidden = {
+        "token": "***",
+        "x": {"Authorization": "***", "api-key": "***", "tokens": "kept", "password": 3, "secret": ""},
+    }
+    assert logs.redacted_facts(facts) == hidden
 
 
 def test_a_record_is_one_line_of_json_with_its_facts() -> None:
