@@ -160,11 +160,15 @@ def _facts(place: Any) -> dict[str, Any]:
 
 
 def dictionary_rows(paths: Sequence[str]) -> list[dict[str, Any]]:
-    """A row for each dictionary at or below the paths; folders are listed down to dictionaries."""
+    """A row for each dictionary at or below the paths."""
+    return [_row(record) for record in all_dictionary_records(paths)]
+
+
+def all_dictionary_records(paths: Sequence[str]) -> list[dict[str, Any]]:
+    """The record of each dictionary at or below the paths; folders are listed down to dictionaries."""
     from pipeline.store.objects import Objects
 
-    places = [place for path in paths for place in _all_below(Objects(path), _DEPTH)]
-    return [_row(_facts(place)) for place in places]
+    return [_facts(place) for path in paths for place in _all_below(Objects(path), _DEPTH)]
 
 
 def _all_below(folder: Any, depth: int) -> Iterator[Any]:

@@ -15,10 +15,11 @@ import os
 import shlex
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -28,11 +29,13 @@ from schemas.fingerprint import fingerprint
 from schemas.pipeline import AnyJob
 
 CONNECT_TIMEOUT_S = 5.0
+REQUEST_TIMEOUT_S = 60.0
 JOB_FILE = "job.json"
 PYTHON = "HEADWORKS_PYTHON"
 """Environment variable of the cluster: the interpreter that has Headworks, where ``python`` on its PATH has not."""
 
-_ENDED = {"SUCCEEDED", "FAILED", "STOPPED"}
+_ENDED = {"SUCCEEDED", "FAILED", "STOPPED", "LOST"}
+"""``LOST`` only through the service, of a job that its cluster has forgotten."""
 _MARK = "headworks_fingerprint"
 _RAY_ADDRESSES = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")
 
@@ -91,22 +94,41 @@ def submit(job: AnyJob, address: str, *, attempt: int | None = None) -> ClusterJ
     client = connect(address)
     job = anchored(job, Path.cwd())
     mark = job_fingerprint(job)
-    same = [other for other in _jobs(client) if other.fingerprint == mark]
-    number = _attempt(same, attempt)
-    with tempfile.TemporaryDirectory(prefix="headworks-submit-") as folder, _explained(address):
-        # The name makes the upload's content unlike that of any other attempt: Ray drops packages nobody uses.
-        content = {"job": job.model_dump(mode="json"), "attempt": number}
-        Path(folder, JOB_FILE).write_text(json.dumps(content, indent=1) + "\n", "utf-8")
-        identifier = client.submit_job(
-            entrypoint=_entrypoint(),
-            submission_id=f"{job.name}-{mark[:12]}-{number}",
-            runtime_env={"working_dir": folder},
-            metadata={_MARK: mark, "name": job.name, "kind": job.kind, "attempt": str(number)},
-        )
+    number = next_attempt([other for other in known_jobs(client) if other.fingerprint == mark], attempt)
+    identifier = job_id(job.name, mark, number)
+    hand_over(client, job.model_dump(mode="json"), mark, number)
     return status(identifier, address)
 
 
-def _attempt(same: list[ClusterJob], wanted: int | None) -> int:
+def job_id(name: str, mark: str, attempt: int) -> str:
+    """The id of an attempt, here and as Ray's submission id; ``mark`` is the job's fingerprint."""
+    return f"{name}-{mark[:12]}-{attempt}"
+
+
+def hand_over(client: Any, job: dict[str, Any], mark: str, attempt: int) -> None:
+    """Give one attempt to the cluster; ``job`` is the spec as plain data, with absolute paths.
+
+    Raises:
+        UserError: the cluster did not take it, since it has that id already or for reasons of its own.
+        UnreachableError: no answer came; the cluster may have it.
+    """
+    with tempfile.TemporaryDirectory(prefix="headworks-submit-") as folder, _explained(client.get_address()):
+        # The attempt makes the upload's content unlike that of any other: Ray drops packages nobody uses.
+        Path(folder, JOB_FILE).write_text(json.dumps({"job": job, "attempt": attempt}, indent=1) + "\n", "utf-8")
+        client.submit_job(
+            entrypoint=_entrypoint(),
+            submission_id=job_id(job["name"], mark, attempt),
+            runtime_env={"working_dir": folder},
+            metadata={_MARK: mark, "name": job["name"], "kind": job["kind"], "attempt": str(attempt)},
+        )
+
+
+def next_attempt(same: Sequence[ClusterJob], wanted: int | None) -> int:
+    """The number of a further attempt, beside the others of the same job.
+
+    Raises:
+        MismatchError: one of them has not ended, or has the number that is wanted.
+    """
     for other in same:
         if not other.has_ended:
             raise MismatchError(
@@ -135,7 +157,7 @@ def _entrypoint() -> str:
 
 def jobs(address: str) -> list[ClusterJob]:
     """Headworks' jobs on the cluster, newest first."""
-    return sorted(_jobs(connect(address)), key=lambda job: job.started or "9", reverse=True)
+    return sorted(known_jobs(connect(address)), key=lambda job: job.started or "9", reverse=True)
 
 
 def status(identifier: str, address: str) -> ClusterJob:
@@ -144,7 +166,7 @@ def status(identifier: str, address: str) -> ClusterJob:
     Raises:
         MissingError: the cluster has no such job.
     """
-    found = _jobs(connect(address))
+    found = known_jobs(connect(address))
     for job in found:
         if job.id == identifier:
             return job
@@ -157,9 +179,21 @@ def status(identifier: str, address: str) -> ClusterJob:
 def logs(identifier: str, address: str) -> str:
     """What the job has written so far."""
     status(identifier, address)
-    with _explained(address):
-        text: str = connect(address).get_job_logs(identifier)
+    return read_logs(connect(address), identifier)
+
+
+def read_logs(client: Any, identifier: str) -> str:
+    """What a job that the cluster knows has written so far."""
+    with _explained(client.get_address()):
+        text: str = client.get_job_logs(identifier)
     return text
+
+
+async def tail(client: Any, identifier: str) -> AsyncIterator[str]:
+    """The log of a job that the cluster knows, from its beginning, as it comes, until the job ends."""
+    with _explained(client.get_address()):
+        async for lines in client.tail_job_logs(identifier):
+            yield lines
 
 
 def follow(identifier: str, address: str, write: Callable[[str], None]) -> ClusterJob:
@@ -171,12 +205,11 @@ def follow(identifier: str, address: str, write: Callable[[str], None]) -> Clust
     status(identifier, address)
     client = connect(address)
 
-    async def tail() -> None:
-        async for lines in client.tail_job_logs(identifier):
+    async def write_all() -> None:
+        async for lines in tail(client, identifier):
             write(lines)
 
-    with _explained(address):
-        asyncio.run(tail())
+    asyncio.run(write_all())
     job = status(identifier, address)
     if job.status != "SUCCEEDED":
         raise JobError(f"{identifier} {job.status.lower()}: {job.message}")
@@ -186,12 +219,28 @@ def follow(identifier: str, address: str, write: Callable[[str], None]) -> Clust
 def stop(identifier: str, address: str) -> bool:
     """Ask a job to stop, and return whether it was running. What it has committed is kept."""
     job = status(identifier, address)
-    with _explained(address):
-        return not job.has_ended and bool(connect(address).stop_job(identifier))
+    return not job.has_ended and ask_to_stop(connect(address), identifier)
 
 
-def connect(address: str) -> Any:
-    """Ray's ``JobSubmissionClient``.
+def ask_to_stop(client: Any, identifier: str) -> bool:
+    """Ask for the end of a job that the cluster knows, and return whether it was running."""
+    with _explained(client.get_address()):
+        return bool(client.stop_job(identifier))
+
+
+def session_of(client: Any) -> str:
+    """The name of the cluster from this start to its next."""
+    with _explained(client.get_address()):
+        answer = client._do_request("GET", "/api/version")
+        answer.raise_for_status()
+        return str(answer.json().get("session_name", ""))
+
+
+def connect(address: str, *, token: str = "", verify: bool | str = True) -> Any:
+    """Ray's ``JobSubmissionClient``, whose requests end after ``REQUEST_TIMEOUT_S``.
+
+    ``token`` is that of the cluster, empty: what Ray finds in the environment; ``verify`` as in requests: whether to
+    check the certificate, or the file of those to trust.
 
     Raises:
         SpecError: not an address of a Jobs API.
@@ -203,18 +252,31 @@ def connect(address: str) -> Any:
 
     try:
         # Ray's own client waits without end where a firewall drops packets.
-        requests.get(f"{address.rstrip('/')}/api/version", timeout=CONNECT_TIMEOUT_S)
+        requests.get(f"{address.rstrip('/')}/api/version", timeout=CONNECT_TIMEOUT_S, verify=verify)
     except requests.RequestException as error:
         raise UnreachableError(
             f"no Ray Jobs API answers at {address}: {_reason(error)}\nCheck the host and the port (8265 unless "
             "`ray start` was given another --dashboard-port), that the cluster runs with its dashboard, and that a "
             "tunnel or firewall lets you through."
         ) from error
-    _present_token()
+    if not token:
+        _present_token()
+    headers = {"Authorization": f"Bearer {token}"} if token else None
+    with _explained(address), _unset(_RAY_ADDRESSES):
+        return _client_class()(address, headers=headers, verify=verify)
+
+
+@cache
+def _client_class() -> Any:
     from ray.job_submission import JobSubmissionClient
 
-    with _explained(address), _unset(_RAY_ADDRESSES):
-        return JobSubmissionClient(address)
+    class Client(JobSubmissionClient):
+        """Ray's own waits without end for an answer that does not come."""
+
+        def _do_request(self, method: str, endpoint: str, **options: Any) -> Any:
+            return super()._do_request(method, endpoint, timeout=REQUEST_TIMEOUT_S, **options)
+
+    return Client
 
 
 def _present_token() -> None:
@@ -245,7 +307,9 @@ def _unset(names: tuple[str, ...]) -> Iterator[None]:
 @contextmanager
 def _explained(address: str) -> Iterator[None]:
     """The client's errors in our words: a refusal comes as RuntimeError that holds the server's traceback."""
+    from aiohttp import ClientError
     from ray.exceptions import AuthenticationError
+    from requests import RequestException
 
     try:
         yield
@@ -254,8 +318,8 @@ def _explained(address: str) -> Iterator[None]:
             f"the cluster at {address} asks for a token, and the one from here is none or another: put the cluster's "
             "(`ray get-auth-token` on its head) into RAY_AUTH_TOKEN, or its file's name into RAY_AUTH_TOKEN_PATH"
         ) from error
-    except ConnectionError as error:
-        raise UnreachableError(f"the cluster at {address} stopped answering: {error}") from error
+    except (ConnectionError, RequestException, ClientError) as error:
+        raise UnreachableError(f"the cluster at {address} stopped answering: {_reason(error)}") from error
     except RuntimeError as error:
         raise UserError(f"the cluster at {address} refused: {_last_line(error)}") from error
 
@@ -265,7 +329,8 @@ def _last_line(error: Exception) -> str:
     return lines[-1] if lines else type(error).__name__
 
 
-def _jobs(client: Any) -> list[ClusterJob]:
+def known_jobs(client: Any) -> list[ClusterJob]:
+    """Headworks' jobs on the cluster, in no order."""
     with _explained(client.get_address()):
         found = client.list_jobs()
     return [_view(details) for details in found if _MARK in (details.metadata or {})]

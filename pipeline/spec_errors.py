@@ -19,10 +19,11 @@ _MOVED = {"value_error", "assertion_error"}
 
 def explained(error: ValidationError, spec: Any = AnyJob) -> list[str]:
     """One line for each wrong field of ``spec``, in the order of the fields."""
-    return [_line(details, spec) for details in error.errors(include_url=False)]
+    return [explained_details(details, spec) for details in error.errors(include_url=False)]
 
 
-def _line(details: ErrorDetails, spec: Any) -> str:
+def explained_details(details: ErrorDetails, spec: Any = AnyJob) -> str:
+    """The line of one wrong field."""
     path, owner = locate(details["loc"], spec)
     said = _said(details, owner)
     return f"{path}: {said}" if path else said

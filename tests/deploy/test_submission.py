@@ -19,7 +19,7 @@ import psutil
 import pytest
 import yaml
 
-from deploy.submission import ClusterJob, _attempt, job_fingerprint
+from deploy.submission import ClusterJob, job_fingerprint, next_attempt
 from schemas.errors import MismatchError
 from schemas.pipeline import JOB_ADAPTER
 
@@ -45,14 +45,14 @@ def known(attempt: int, status: str) -> ClusterJob:
 
 def test_attempts_follow_each_other_but_never_overlap() -> None:
     ended = [known(0, "FAILED"), known(1, "STOPPED")]
-    assert _attempt([], None) == 0
-    assert _attempt(ended, None) == 2
-    assert _attempt(ended, 7) == 7
+    assert next_attempt([], None) == 0
+    assert next_attempt(ended, None) == 2
+    assert next_attempt(ended, 7) == 7
     with pytest.raises(MismatchError, match="attempt 1 of this job was there already, as t-abc-1"):
-        _attempt(ended, 1)
+        next_attempt(ended, 1)
     for wanted in (None, 2):
         with pytest.raises(MismatchError, match="running on the cluster already, as t-abc-2"):
-            _attempt([*ended, known(2, "RUNNING")], wanted)
+            next_attempt([*ended, known(2, "RUNNING")], wanted)
 
 
 @dataclass(frozen=True)

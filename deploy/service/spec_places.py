@@ -1,0 +1,45 @@
+"""Places in a spec that the service takes: it has no current directory that a relative path could mean."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from schemas.errors import SpecError
+from schemas.pipeline import AnyJob, PipelineSpec
+from schemas.reach import Reached, reached
+
+_PLACES = {"read", "corpus", "write"}
+_NAMES = {"model", "tokenizer", "dataset", "model_folders"}
+"""A place, or a name on the Hub, which begins with a letter."""
+
+
+def require_absolute(job: AnyJob) -> None:
+    """Return if every place is absolute or a URL.
+
+    Raises:
+        SpecError: naming each field that is not.
+    """
+    if isinstance(job, PipelineSpec):
+        wrong = _wrong([Reached("output", "write", job.output)])
+        for index, each in enumerate(job.jobs):
+            wrong += _wrong(reached(each, f"jobs[{index}]"))
+    else:
+        wrong = _wrong(reached(job))
+    if wrong:
+        raise SpecError("\n".join(wrong))
+
+
+def _wrong(found: Iterable[Reached]) -> list[str]:
+    return [
+        f"{each.field}: {each.value!r} is a relative path, which means another folder on every machine; give an "
+        "absolute path or a URL (`headworks submit` makes paths absolute from where you are)"
+        for each in found
+        if isinstance(each.value, str) and _is_relative(each)
+    ]
+
+
+def _is_relative(each: Reached) -> bool:
+    text = each.value
+    if not text or "://" in text or text.startswith(("/", "{", "${", "python:")):
+        return False
+    return each.what in _PLACES or (each.what in _NAMES and text.startswith((".", "~")))
