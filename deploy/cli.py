@@ -19,6 +19,7 @@ from deploy.options import address_option, json_option, set_option
 from deploy.plan_command import plan
 from deploy.render_command import render
 from deploy.store_commands import store
+from deploy.token_commands import audit, tokens
 from deploy.train_command import train
 from pipeline.logs import configure, progress_stream
 
@@ -192,6 +193,8 @@ cli.add_command(plan)
 cli.add_command(render)
 cli.add_command(train)
 cli.add_command(dictionary)
+cli.add_command(tokens)
+cli.add_command(audit)
 
 
 @cli.command()

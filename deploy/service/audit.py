@@ -141,13 +141,15 @@ class Audit:
             return found
         raise BusyError(f"the audit log did not take a record in {_TRIES} tries: too many write to it at once")
 
-    def read(self, *, before: int | None = None, limit: int = 100, **equal: str) -> list[AuditRecord]:
+    def read(
+        self, equal: Mapping[str, str] | None = None, *, before: int | None = None, limit: int = 100
+    ) -> list[AuditRecord]:
         """The newest records first, of sequence below ``before``; ``equal``: columns (principal, team, action, subject,
         outcome) that must have these values."""
         wanted = select(audit).order_by(audit.c.sequence.desc()).limit(limit)
         if before is not None:
             wanted = wanted.where(audit.c.sequence < before)
-        for name, value in equal.items():
+        for name, value in (equal or {}).items():
             wanted = wanted.where(audit.c[name] == value)
         with reading(self._engine) as connection:
             return [_record(dict(row)) for row in connection.execute(wanted).mappings()]

@@ -42,8 +42,8 @@ def test_records_are_read_newest_first() -> None:
     assert (newest.sequence, newest.principal, newest.team, newest.address) == (6, "-", "-", "10.0.0.1")
     assert [each.sequence for each in found.read(limit=2)] == [6, 5]
     assert [each.sequence for each in found.read(before=3)] == [2, 1]
-    assert [each.sequence for each in found.read(outcome="denied")] == [6]
-    assert found.read(principal="ann", limit=1)[0].facts == {"attempt": 4}
+    assert [each.sequence for each in found.read({"outcome": "denied"})] == [6]
+    assert found.read({"principal": "ann"}, limit=1)[0].facts == {"attempt": 4}
     assert found.verify().sequence == 6
 
 
