@@ -17,6 +17,7 @@ from pathlib import Path
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
+from transformers.utils.logging import disable_progress_bar
 
 STEPS = (0, 16, 64, 256)
 VOCABULARY, WIDTH, CONTEXT = 1024, 64, 64
@@ -61,6 +62,7 @@ def train(output: Path, steps: Iterable[int] = STEPS, *, batch: int = 16, seed: 
         )
     )
     optimiser = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    disable_progress_bar()  # of saving, which takes a blink
     saved, losses = {*steps}, []
     for step in range(max(saved) + 1):
         if step in saved:
