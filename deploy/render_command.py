@@ -7,7 +7,8 @@ from typing import get_args
 
 import click
 
-from deploy.options import set_option
+from deploy import show
+from deploy.options import json_option, set_option
 from schemas.rendering import Target
 
 
@@ -24,9 +25,10 @@ from schemas.rendering import Target
 @click.option("--image", default=None, help="Container image that has Headworks.")
 @click.option("--nodes", type=int, default=None, help="Machines with workers; none: as many as the job's fill.")
 @click.option("-o", "--output", type=click.Path(), default=None, help="Folder for the file; none: write it to stdout.")
+@json_option
 def render(
     spec: str | None, target: Target, overrides: tuple[str, ...], settings: str | None, changes: tuple[str, ...],
-    name: str | None, image: str | None, nodes: int | None, output: str | None,
+    name: str | None, image: str | None, nodes: int | None, output: str | None, as_json: bool,
 ) -> None:  # fmt: skip
     """Write a cluster file for the job of a YAML file: what its workers take, in the cluster's own words.
 
@@ -38,10 +40,9 @@ def render(
 
     known = read_settings(settings, changes, {"name": name, "image": image, "nodes": nodes})
     file_name, text = rendered(load_job(spec, overrides) if spec is not None else None, known, target)
-    if output is None:
-        click.echo(text, nl=False)
-        return
-    path = Path(output, file_name)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text, "utf-8")
-    click.echo(f"wrote {path}")
+    path = Path(output, file_name) if output is not None else None
+    if path is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, "utf-8")
+    lines = [f"wrote {path}"] if path is not None else text.splitlines()
+    show.emit({"name": file_name, "path": path and str(path), "text": text}, lines, as_json=as_json)

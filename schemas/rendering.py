@@ -117,7 +117,8 @@ class KubernetesSettings(Spec):
     env_secrets: list[KubernetesName] = []
     """Secrets whose keys become environment variables of every Ray container: ``AWS_ACCESS_KEY_ID``, ``HF_TOKEN``."""
     service_account: OptionalKubernetesName = ""
-    """Service account of the workers, where the cloud gives storage rights to accounts; empty: none is mounted."""
+    """Service account of all pods, which must be there, where the cloud gives rights to storage by it; empty: workers
+    have none."""
     volumes: list[Volume] = []
     """Shared storage."""
     cpu_node_selector: dict[LabelName, LabelValue] = {}

@@ -17,7 +17,7 @@ _HEADER = """\
 #   the token of each cluster (`ray get-auth-token` on its head) into ray-token-NAME, readable by user {user} only
 #   what each team may reach into policy.yaml
 #   docker compose -f THIS_FILE run --rm service headworks tokens create --help
-# then: docker compose -f THIS_FILE up --detach
+# then: docker compose -f THIS_FILE up --detach          (Compose 2.24 or newer)
 # It speaks plain HTTP: people reach it through a proxy with TLS.
 """
 _CONFIG = "/etc/headworks/service.yaml"

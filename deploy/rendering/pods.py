@@ -22,8 +22,11 @@ def head_template(settings: RenderSettings, job_config: str) -> dict[str, Any]:
     if job_config:
         container["volumeMounts"].append({"name": "job", "mountPath": JOB_FOLDER, "readOnly": True})
         volumes.append({"name": "job", "configMap": {"name": job_config}})
-    # Its account is the one that the operator makes for the autoscaler.
-    return {"spec": {**_pod(settings, settings.kubernetes.cpu_node_selector), **_parts(container, volumes)}}
+    # Without one of its own the head has the account that the operator makes for the autoscaler.
+    pod = {**_pod(settings, settings.kubernetes.cpu_node_selector), **_account(settings)}
+    if settings.kubernetes.autoscaling:
+        pod.pop("automountServiceAccountToken", None)
+    return {"spec": {**pod, **_parts(container, volumes)}}
 
 
 def worker_template(nodes: Nodes, settings: RenderSettings) -> dict[str, Any]:
@@ -44,11 +47,7 @@ def worker_template(nodes: Nodes, settings: RenderSettings) -> dict[str, Any]:
     if nodes.gpus:
         pod.setdefault("tolerations", []).append({"key": kubernetes.gpu_resource, "operator": "Exists"})
     pod["terminationGracePeriodSeconds"] = nodes.grace_s + STOP_S
-    if kubernetes.service_account:
-        pod["serviceAccountName"] = kubernetes.service_account
-    else:
-        pod["automountServiceAccountToken"] = False
-    return {"spec": {**pod, **_parts(container, volumes)}}
+    return {"spec": {**pod, **_account(settings), **_parts(container, volumes)}}
 
 
 def start_params(nodes: Nodes | None, settings: RenderSettings) -> dict[str, str]:
@@ -102,6 +101,11 @@ def _pod(settings: RenderSettings, selector: dict[str, str]) -> dict[str, Any]:
     if settings.kubernetes.tolerations:
         pod["tolerations"] = [_toleration(**one.model_dump()) for one in settings.kubernetes.tolerations]
     return pod
+
+
+def _account(settings: RenderSettings) -> dict[str, Any]:
+    name = settings.kubernetes.service_account
+    return {"serviceAccountName": name} if name else {"automountServiceAccountToken": False}
 
 
 def _toleration(*, key: str, value: str, effect: str) -> dict[str, str]:

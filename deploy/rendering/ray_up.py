@@ -71,7 +71,8 @@ def start_commands(nodes: Nodes, settings: RenderSettings, *, is_head: bool) -> 
     environment = {"RAY_AUTH_MODE": "token", "RAY_USAGE_STATS_ENABLED": "0", **_cache(settings), **settings.environment}
     words = " ".join(f"{name}={shlex.quote(value)}" for name, value in environment.items())
     begin = _activated(settings)
-    return [f"{begin}ray stop", f"{begin}ulimit -n 65536; {words} ray start {' '.join(where + options)}"]
+    files = 'ulimit -n 65536 2>/dev/null || ulimit -n "$(ulimit -Hn)"'
+    return [f"{begin}ray stop", f"{begin}{{ {files}; }} && {words} ray start {' '.join(where + options)}"]
 
 
 def _activated(settings: RenderSettings) -> str:

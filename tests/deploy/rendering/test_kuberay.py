@@ -130,6 +130,21 @@ def test_the_token_is_asked_for_and_secrets_are_named_only() -> None:
     assert plain["authOptions"] == {"mode": "token"}
 
 
+@pytest.mark.parametrize(
+    ("kubernetes", "head", "worker"),
+    [
+        ({}, {}, {"automountServiceAccountToken": False}),
+        ({"autoscaling": False}, {"automountServiceAccountToken": False}, {"automountServiceAccountToken": False}),
+        ({"service_account": "storage"}, {"serviceAccountName": "storage"}, {"serviceAccountName": "storage"}),
+    ],
+)
+def test_accounts_are_those_that_are_needed(kubernetes: dict[str, Any], head: Any, worker: Any) -> None:
+    spec = documents(ray_cluster(on_gpus(), settings_of(kubernetes=kubernetes)))[0]["spec"]
+    pods = [one["template"]["spec"] for one in (spec["headGroupSpec"], spec["workerGroupSpecs"][0])]
+    keys = ("serviceAccountName", "automountServiceAccountToken")
+    assert [{key: pod[key] for key in keys if key in pod} for pod in pods] == [head, worker]
+
+
 def test_the_entrypoint_is_fixed_whatever_the_job_is_called() -> None:
     job = job_of(train(name="a--b.C"), evaluate())
     config, found = documents(ray_job(job, settings_of()))

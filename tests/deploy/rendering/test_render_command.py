@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 
@@ -59,7 +60,10 @@ def test_without_a_folder_it_goes_to_stdout(tmp_path: Path, capsys: pytest.Captu
     assert run(spec, "--target", "slurm", *GIVEN, "--set", "jobs[collect].workers.num_workers=2") == 0
     assert capsys.readouterr().out.startswith("#!/bin/bash\n")
     assert run("--target", "docker") == 0
-    assert "AS cluster" in capsys.readouterr().out
+    text = capsys.readouterr().out
+    assert "AS cluster" in text
+    assert run("--target", "docker", "--json") == 0
+    assert json.loads(capsys.readouterr().out) == {"name": "Dockerfile", "path": None, "text": text}
     assert run("--target", "compose") == 0
     assert "postgres" in capsys.readouterr().out
 

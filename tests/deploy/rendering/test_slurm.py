@@ -181,7 +181,7 @@ FIELDS = ["partition", "account", "gpu_type", "venv", "folder", "interface", "di
 HOSTILE = st.text(st.characters(codec="utf-8", exclude_categories=["Cc", "Cs"]), min_size=1, max_size=40)
 
 
-@settings(deadline=None)
+@settings(deadline=None, max_examples=50)
 @given(HOSTILE, st.text(max_size=60))
 def test_no_value_becomes_a_command(value: str, path: str) -> None:
     """Whatever stands in environment and job, the words of the script are the same but for that one."""
