@@ -49,7 +49,7 @@ EnvironmentName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-
 """Name of an environment variable."""
 
 EnvironmentValue = Annotated[
-    str, StringConstraints(pattern=r"^[^\x00-\x1f\x7f]*$"), AfterValidator(require_no_credentials)
+    str, StringConstraints(pattern=r"^[^\x00-\x1f\x7f-\x9f\u2028\u2029]*$"), AfterValidator(require_no_credentials)
 ]
 """One line of printable text."""
 

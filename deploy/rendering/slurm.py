@@ -51,6 +51,7 @@ def batch_script(job: AnyJob, settings: RenderSettings) -> str:
         interface=slurm.interface,
         port=slurm.port,
         nodes=nodes.number,
+        cpus=nodes.cpus,
         gpus=nodes.gpus,
         object_store=nodes.object_store_bytes,
         max_requeues=slurm.max_requeues,

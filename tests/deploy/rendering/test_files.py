@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 import subprocess
 import sys
@@ -10,6 +11,8 @@ from typing import Any
 
 import pytest
 import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 sys.path.insert(0, str(Path(__file__).parent))
 
@@ -57,6 +60,24 @@ def test_bash_reads_the_commands(tmp_path: Path) -> None:
         assert subprocess.run(["bash", "-n", "-c", command], check=False).returncode == 0
     assert ". /opt/headworks/bin/activate && " in found["head_start_ray_commands"][1]
     assert "NOTE=a 'b' $(c)" in shlex.split(found["worker_start_ray_commands"][1])
+
+
+HOSTILE = st.text(st.characters(codec="utf-8", exclude_categories=["Cc", "Cs", "Zl", "Zp"]), max_size=40)
+
+
+@settings(deadline=None, max_examples=25)
+@given(HOSTILE)
+def test_no_value_becomes_a_command_or_an_instruction(value: str) -> None:
+    """The words of every command are the same but for that one, and so are the lines of the Dockerfile."""
+    plain, hostile = up(environment={"NOTE": "plain"}), up(environment={"NOTE": value})
+    for kind in ("head_start_ray_commands", "worker_start_ray_commands"):
+        for one, other in zip(plain[kind], hostile[kind], strict=True):
+            words = [word if word != f"NOTE={value}" else "NOTE=plain" for word in shlex.split(other)]
+            assert words == shlex.split(one)
+    lines = dockerfile(None, settings_of(environment={"NOTE": value})).split("\n")
+    others = dockerfile(None, settings_of(environment={"NOTE": "plain"})).split("\n")
+    (changed,) = [line for line, other in zip(lines, others, strict=True) if line != other] or ['ENV NOTE="plain"']
+    assert re.fullmatch(r'ENV NOTE="(?:[^"$\\]|\\["$\\])*"', changed)
 
 
 @pytest.mark.parametrize(

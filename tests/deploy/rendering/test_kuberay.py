@@ -10,6 +10,8 @@ from typing import Any
 import jsonschema
 import pytest
 import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 sys.path.insert(0, str(Path(__file__).parent))
 
@@ -66,11 +68,11 @@ def documents(text: str) -> list[dict[str, Any]]:
 JOBS = {"gpus": on_gpus(), "both": on_cpus_and_gpus(), "cpus": job_of(collect(), evaluate())}
 
 
-@pytest.mark.parametrize("settings", [{}, FULL], ids=["plain", "full"])
+@pytest.mark.parametrize("known", [{}, FULL], ids=["plain", "full"])
 @pytest.mark.parametrize("job", JOBS.values(), ids=JOBS)
-def test_the_api_server_takes_every_field(job: AnyJob, settings: dict[str, Any], validators: dict[str, Any]) -> None:
-    config, found = documents(ray_job(job, settings_of(**settings)))
-    (cluster,) = documents(ray_cluster(job, settings_of(**settings)))
+def test_the_api_server_takes_every_field(job: AnyJob, known: dict[str, Any], validators: dict[str, Any]) -> None:
+    config, found = documents(ray_job(job, settings_of(**known)))
+    (cluster,) = documents(ray_cluster(job, settings_of(**known)))
     for document in (found, cluster):
         errors = [f"{error.json_path}: {error.message}" for error in validators[document["kind"]].iter_errors(document)]
         assert errors == []
@@ -86,6 +88,24 @@ def test_the_check_itself_sees_what_is_wrong(validators: dict[str, Any]) -> None
     container["lifecycel"] = {}
     found["spec"]["backoffLimit"] = "3"
     assert len(list(validators["RayJob"].iter_errors(found))) == 3
+
+
+HOSTILE = st.text(st.characters(codec="utf-8", exclude_categories=["Cc", "Cs", "Zl", "Zp"]), max_size=40)
+
+
+@settings(deadline=None, max_examples=20)
+@given(HOSTILE, st.text(st.characters(codec="utf-8", exclude_categories=["Cs"]), max_size=60))
+def test_values_come_back_as_they_were_and_change_nothing_else(value: str, revision: str) -> None:
+    job = job_of(collect(model={"path": "a/b", "revision": revision}))
+    config, found = documents(ray_job(job, settings_of(environment={"NOTE": value})))
+    assert json.loads(config["data"]["job.json"])["job"] == job.model_dump(mode="json")
+    pods = [found["spec"]["rayClusterSpec"]["headGroupSpec"], found["spec"]["rayClusterSpec"]["workerGroupSpecs"][0]]
+    for pod in pods:
+        (note,) = (one for one in pod["template"]["spec"]["containers"][0]["env"] if one["name"] == "NOTE")
+        assert note["value"].replace("$$", "$") == value.replace("$$", "$")
+        note["value"] = "plain"
+    plain = documents(ray_job(job, settings_of(environment={"NOTE": "plain"})))[1]
+    assert found == plain
 
 
 def workers_of(text: str) -> list[dict[str, Any]]:
