@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import logging
 import os
+import secrets
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -79,7 +81,39 @@ def living_nodes() -> list[dict[str, Any]]:
     return [node for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
 
 
+def guard_token() -> None:
+    """Make the token of Rays that are started here for this user alone, or take others' leave to read it.
+
+    Ray asks for a token in every cluster that it starts (``RAY_AUTH_MODE=disabled`` turns that off), keeps it in
+    ``~/.ray/auth_token``, and lets everybody on the machine read that file.
+    """
+    if os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_AUTH_TOKEN_PATH"):
+        return
+    file = Path.home() / ".ray" / "auth_token"
+    # Where a home cannot be written, Ray says so itself.
+    with suppress(OSError):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        if not file.exists():
+            _put_token(file)
+        if file.stat().st_uid == os.getuid() and file.stat().st_mode & 0o077:
+            file.chmod(0o600)
+
+
+def _put_token(file: Path) -> None:
+    """Linked from a whole file, so that nobody reads half a token; of several processes one wins."""
+    beside = file.with_name(f".{file.name}.{os.getpid()}")
+    descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    try:
+        with os.fdopen(descriptor, "w") as stream:
+            stream.write(secrets.token_hex(32))
+        with suppress(FileExistsError):
+            os.link(beside, file)
+    finally:
+        beside.unlink()
+
+
 def _start(cluster: ClusterSpec) -> None:
+    guard_token()
     _init(
         address="local",
         num_cpus=cluster.num_cpus or None,
@@ -100,7 +134,8 @@ def _join(address: str) -> None:
     except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
         raise UnreachableError(
             f"cannot connect to Ray at {address}: {error}\nCheck that `ray status --address {address}` answers from "
-            "here and that both sides run the same versions of Python and Ray."
+            "here, that this user has the cluster's token (RAY_AUTH_TOKEN, or the file ~/.ray/auth_token), and that "
+            "both sides run the same versions of Python and Ray."
         ) from error
 
 

@@ -70,8 +70,8 @@ def _locate_local(local: Path, *, said: str) -> ModelLocation:
 def _package_path(said: str) -> Path:
     """The file inside an installed package, found without importing the package."""
     package, _, inside = said.removeprefix("package:").partition("/")
-    if not package or not inside:
-        raise ModelError(f"model path {said!r} should be package:PACKAGE/FILE.gguf")
+    if not package or not inside or {"", ".."} & set(inside.split("/")):
+        raise ModelError(f"model path {said!r} should be package:PACKAGE/FILE.gguf, a file below the package's folder")
     # Only the top-level name goes to find_spec: for a dotted one it would import the parents.
     top, *below = package.split(".")
     spec = importlib.util.find_spec(top)

@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import ray
 
 from schemas.pipeline import ClusterSpec
-from workers.cluster import Cluster, connect
+from workers.cluster import Cluster, connect, guard_token
 
 pytestmark = pytest.mark.ray
 
 
 def python(script: str, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     """A process of its own: this one is connected already."""
-    import os
-
     return subprocess.run(
         [sys.executable, "-c", script, *arguments],
         env=os.environ | environment,
@@ -86,3 +86,48 @@ def test_no_call_starts_a_ray_by_the_way(monkeypatch: pytest.MonkeyPatch) -> Non
     found = python("import workers.cluster, ray\nray.get_actor('nobody')")
     assert found.returncode == 1
     assert "Ray has not been started yet" in found.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("wrong", [{"RAY_AUTH_TOKEN": "0" * 64}, {"RAY_AUTH_MODE": "disabled"}], ids=["other", "none"])
+def test_a_cluster_that_was_started_here_asks_for_its_token(ray_cluster: Cluster, wrong: dict[str, str]) -> None:
+    stranger = subprocess.Popen(
+        [sys.executable, "-c", JOINED, ray_cluster.address],
+        env=os.environ | wrong, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    try:
+        # Ray itself would try for twenty seconds.
+        assert stranger.stderr is not None
+        said = next((line for line in stranger.stderr if "Unauthenticated" in line), "")
+        assert "InvalidAuthToken" in said
+    finally:
+        stranger.kill()
+        said_out, _ = stranger.communicate()
+    assert "False" not in said_out
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("RAY_AUTH_TOKEN", raising=False)
+    monkeypatch.delenv("RAY_AUTH_TOKEN_PATH", raising=False)
+    return tmp_path
+
+
+def test_the_token_of_own_clusters_is_for_this_user_alone(home: Path) -> None:
+    guard_token()
+    file = home / ".ray" / "auth_token"
+    token = file.read_text()
+    assert len(token) == 64
+    assert file.stat().st_mode & 0o777 == 0o600
+    assert [each.name for each in file.parent.iterdir()] == ["auth_token"]
+    file.chmod(0o644)
+    guard_token()
+    assert file.stat().st_mode & 0o777 == 0o600
+    assert file.read_text() == token
+
+
+def test_a_token_of_the_operator_is_left_alone(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "x" * 64)
+    guard_token()
+    assert not (home / ".ray").exists()

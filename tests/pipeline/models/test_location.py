@@ -69,8 +69,9 @@ def test_a_missing_package_or_file_says_so(tmp_path: Path, monkeypatch: pytest.M
         locate("package:no_such_package/m.gguf")
     with pytest.raises(MissingError, match=r"package:some_package/m\.gguf"):
         locate("package:some_package/m.gguf")
-    with pytest.raises(ModelError, match="package:PACKAGE/FILE"):
-        locate("package:some_package")
+    for beyond in ("", "/", "//etc/m.gguf", "/../m.gguf", "/a/../../m.gguf", "/a//m.gguf"):
+        with pytest.raises(ModelError, match="package:PACKAGE/FILE"):
+            locate(f"package:some_package{beyond}")
 
 
 @pytest.mark.parametrize(("listed", "allowed"), [
