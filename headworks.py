@@ -80,10 +80,10 @@ def run(job: AnyJob, *, address: str | None = None) -> dict[str, Any]:
 
 
 def submit(job: AnyJob, address: str, *, attempt: int | None = None) -> ClusterJob:
-    """Hand a job to the cluster whose dashboard is at ``address`` and return without waiting."""
-    from deploy.submission import submit
+    """Hand a job to the service, or to the cluster whose dashboard is, at ``address``, and return without waiting."""
+    from deploy import client, submission
 
-    return submit(job, address, attempt=attempt)
+    return (client if client.is_service(address) else submission).submit(job, address, attempt=attempt)
 
 
 if __name__ == "__main__":

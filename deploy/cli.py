@@ -14,10 +14,12 @@ import click
 
 from deploy import show
 from deploy.dictionary_commands import dictionary
-from deploy.exits import Stopped, guarded, stoppable
-from deploy.options import address_option, json_option, set_option
+from deploy.exits import guarded, stoppable
+from deploy.job_commands import jobs, submit
+from deploy.options import json_option, set_option
 from deploy.plan_command import plan
 from deploy.render_command import render
+from deploy.serve_command import serve
 from deploy.store_commands import store
 from deploy.token_commands import audit, tokens
 from deploy.train_command import train
@@ -78,103 +80,6 @@ def _kept(job: Any) -> str:
 
 
 @cli.command()
-@click.argument("spec", type=click.Path())
-@set_option
-@address_option
-@click.option(
-    "--attempt", type=click.IntRange(0), default=None, help="Number of this attempt; none: the next free one."
-)
-@click.option(
-    "--follow/--no-wait", default=False, help="Show the job's log until it ends, or return at once (default)."
-)
-@json_option
-def submit(
-    spec: str, overrides: tuple[str, ...], address: str, attempt: int | None, follow: bool, as_json: bool
-) -> None:
-    """Hand the job of a YAML file to a cluster that has Headworks installed."""
-    from deploy import submission
-    from pipeline.spec_file import load_job
-
-    job = submission.submit(load_job(spec, overrides), address, attempt=attempt)
-    if not follow:
-        show.emit(job.facts(), [f"submitted as {job.id}"], as_json=as_json)
-        return
-    click.echo(f"submitted as {job.id}", err=True)
-    _follow(job.id, address, as_json=as_json)
-
-
-def _follow(identifier: str, address: str, *, as_json: bool) -> None:
-    """Log on stdout, or on stderr where stdout is for JSON."""
-    from deploy import submission
-
-    try:
-        job = submission.follow(identifier, address, lambda text: click.echo(text, nl=False, err=as_json))
-    except KeyboardInterrupt:
-        raise Stopped(
-            f"no longer watching; {identifier} goes on. `headworks jobs stop {identifier} --address {address}` ends it"
-        ) from None
-    show.emit(job.facts(), [f"{job.id}: {job.status}"], as_json=as_json)
-
-
-@cli.group()
-def jobs() -> None:
-    """Jobs on a cluster."""
-
-
-@jobs.command("list")
-@address_option
-@json_option
-def list_jobs(address: str, as_json: bool) -> None:
-    """All jobs of Headworks, newest first."""
-    from deploy import submission
-
-    rows = [job.facts() for job in submission.jobs(address)]
-    columns = ("id", "kind", "status", "started", "ended")
-    show.emit(rows, show.table(rows, columns) if rows else ["no jobs"], as_json=as_json)
-
-
-@jobs.command()
-@click.argument("job")
-@address_option
-@json_option
-def status(job: str, address: str, as_json: bool) -> None:
-    """One job."""
-    from deploy import submission
-
-    facts = submission.status(job, address).facts()
-    show.emit(facts, show.pairs(facts), as_json=as_json)
-
-
-@jobs.command()
-@click.argument("job")
-@address_option
-@click.option("--follow", is_flag=True, help="Go on until the job ends; exit code 1 if it fails.")
-@json_option
-def logs(job: str, address: str, follow: bool, as_json: bool) -> None:
-    """What a job has written."""
-    from deploy import submission
-
-    if follow:
-        _follow(job, address, as_json=as_json)
-        return
-    text = submission.logs(job, address)
-    show.emit({"id": job, "logs": text}, text.splitlines(), as_json=as_json)
-
-
-@jobs.command()
-@click.argument("job")
-@address_option
-@json_option
-def stop(job: str, address: str, as_json: bool) -> None:
-    """Stop a job; what it has committed is kept."""
-    from deploy import submission
-
-    stopped = submission.stop(job, address)
-    words = f"{job} is stopping" if stopped else f"{job} had ended already"
-    show.emit({"id": job, "stopped": stopped}, [words], as_json=as_json)
-
-
-@cli.command()
 @click.option("--kind", type=click.Choice(_KINDS), default=None, help="One kind of job only.")
 @click.option("--markdown", is_flag=True, help="Tables to read instead of JSON Schema.")
 @json_option
@@ -188,6 +93,9 @@ def schema(kind: str | None, markdown: bool, as_json: bool) -> None:
     show.emit(reference.kind_schema(kind) if kind else reference.job_schema(), [], as_json=True)
 
 
+cli.add_command(submit)
+cli.add_command(jobs)
+cli.add_command(serve)
 cli.add_command(store)
 cli.add_command(plan)
 cli.add_command(render)

@@ -22,16 +22,6 @@ def set_option(command: Callable[..., Any]) -> Callable[..., Any]:
     )(command)
 
 
-def address_option(command: Callable[..., Any]) -> Callable[..., Any]:
-    return click.option(
-        "--address",
-        envvar="RAY_API_SERVER_ADDRESS",
-        default="http://127.0.0.1:8265",
-        show_default=True,
-        help="URL of the cluster's dashboard.",
-    )(command)
-
-
 def places_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Where a store's model and token table are now; it remembers where they were."""
     options = (

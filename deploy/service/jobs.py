@@ -39,11 +39,14 @@ from deploy.service import states
 from deploy.service.database import metadata, reading
 from deploy.service.states import ALIVE, Delivery, Progress, State
 from deploy.submission import ClusterJob, job_fingerprint, job_id, next_attempt
-from schemas.errors import BusyError, MismatchError, MissingError
+from schemas.errors import BusyError, MismatchError, MissingError, nearest
 from schemas.pipeline import AnyJob
 
 _TRIES = 20
 """Of a change that others overtake."""
+
+_NAMED = 200
+"""Of the newest jobs, those that a mistyped id is compared with."""
 
 jobs = Table(
     "jobs",
@@ -162,7 +165,8 @@ class Jobs:
         with reading(self._engine) as connection:
             found = _all(connection, jobs.c.id == identifier)
         if not found or team not in (None, found[0].team):
-            raise MissingError(f"no job {identifier!r}; `headworks jobs list` names them")
+            known = [job.id for job in self.page(Filter(team=team), limit=_NAMED, offset=0)[0]]
+            raise MissingError(f"no job {identifier!r}{nearest(identifier, known)}; `headworks jobs list` names them")
         return found[0]
 
     def attempts(self, job: Job) -> list[Job]:
