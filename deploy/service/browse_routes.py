@@ -15,6 +15,7 @@ from deploy.service.access import Principal
 from deploy.service.answers import described, plain
 from deploy.service.context import InService, Service, Submitter, Viewer
 from deploy.service.places import read_place
+from deploy.service.policy import require_no_code
 from deploy.service.spec_places import require_absolute
 from deploy.service.views import DictionaryPage, DictionaryRow, PlanRequest, StorePage
 from pipeline.store.catalogue import find_stores
@@ -39,6 +40,7 @@ def plan(body: PlanRequest, service: InService, who: Submitter) -> Plan:
     """What a job will make, take and cost, seen from the service's machine; nothing is written."""
     require_absolute(body.spec)
     service.check(body.spec, who)
+    require_no_code(body.spec)
     from pipeline.planning import jobs
 
     with _slot(), _storage_errors():

@@ -233,6 +233,20 @@ class TeamCheck:
         )
 
 
+def require_no_code(job: AnyJob) -> None:
+    """Return if looking at the job in this process runs nobody's code: planning builds ``python:`` models.
+
+    Raises:
+        ForbiddenError: naming the field.
+    """
+    for each in _everything(job):
+        if each.what == "model" and each.value.startswith("python:"):
+            raise ForbiddenError(
+                f"{each.field}: {each.value!r} is code, which the service does not run, allowed or not; plan this job "
+                "with `headworks plan` where its code may run"
+            )
+
+
 def load_policy(path: str | Path) -> Policy:
     """The policy of a YAML file.
 

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from deploy.service.access import Principal, Role
 from deploy.service.demand import Demand, demand_of
 from deploy.service.places import read_place
-from deploy.service.policy import Greatest, Policy, TeamPolicy, load_policy
+from deploy.service.policy import Greatest, Policy, TeamPolicy, load_policy, require_no_code
 from pipeline.spec_file import validated
 from schemas.collect import CollectSpec
 from schemas.errors import ForbiddenError, MissingError, SpecError
@@ -315,6 +315,21 @@ def test_what_may_be_looked_at() -> None:
     POLICY.require_readable("s3://lab/interp/x", ANN)
     with pytest.raises(ForbiddenError, match="place: '/etc' is in no place"):
         POLICY.require_readable("/etc", ANN, field="place")
+
+
+def test_code_is_found_wherever_a_model_is_named() -> None:
+    path = "python:lab.models.tiny"
+    end_to_end = {**TRAIN, "dictionaries": [{**DICTIONARY, "end_to_end": {"model": {"path": path}}}]}
+    for job in (
+        changed(COLLECT, "model.path", path),
+        changed(COLLECT, "snapshots", {"s": {"path": path}}),
+        validated(end_to_end, where="spec"),
+        changed(PIPELINE, "jobs.0.model.path", path),
+    ):
+        POLICY.check(job, ANN)
+        with pytest.raises(ForbiddenError, match="is code, which the service does not run"):
+            require_no_code(job)
+    require_no_code(validated(PIPELINE, where="spec"))
 
 
 POLICY_FILE = """
