@@ -53,14 +53,14 @@ class RayCluster:
         try:
             return submission.session_of(self._connected())
         except UserError as error:
-            raise _told(error) from error
+            raise self._lost(error) from error
 
     def known(self) -> dict[str, ClusterJob]:
         """See ``Cluster``."""
         try:
             return {job.id: job for job in submission.known_jobs(self._connected())}
         except UserError as error:
-            raise _told(error) from error
+            raise self._lost(error) from error
 
     def submit(self, spec: dict[str, Any], fingerprint: str, attempt: int) -> None:
         """See ``Cluster``."""
@@ -71,7 +71,7 @@ class RayCluster:
         try:
             submission.ask_to_stop(self._connected(), identifier)
         except UserError as error:
-            raise _told(error) from error
+            raise self._lost(error) from error
 
     def logs(self, identifier: str) -> str:
         """What a job has written so far. Raises: UnreachableError, MissingError: the cluster has no log of it."""
@@ -89,6 +89,12 @@ class RayCluster:
         client = await run_sync(self._connected)
         async for text in submission.tail(client, identifier):
             yield text
+
+    def _lost(self, error: UserError) -> UnreachableError:
+        """A cluster that answers nonsense, or asks for a token, is as good as none: to wait and to say why is right.
+        The next try connects anew and reads the token again."""
+        self._client = None
+        return error if isinstance(error, UnreachableError) else UnreachableError(str(error))
 
     def _connected(self) -> Any:
         """Ray's client, made at the first use: the service starts whether or not its clusters answer."""
@@ -110,11 +116,6 @@ def seen(job: ClusterJob) -> Seen:
 
 def _seconds(time: str) -> float | None:
     return datetime.fromisoformat(time).timestamp() if time else None
-
-
-def _told(error: UserError) -> UnreachableError:
-    """A cluster that answers nonsense, or asks for a token, is as good as none: to wait and to say why is right."""
-    return error if isinstance(error, UnreachableError) else UnreachableError(str(error))
 
 
 def _read_token(file: str) -> str:

@@ -7,7 +7,8 @@ What has been committed outlives ``kill -9`` and, with SQLite's full synchronisa
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 from sqlalchemy import Connection, Engine, MetaData, create_engine, event, text
@@ -82,10 +83,19 @@ def _engine(url: str) -> Engine:
         options = {"connect_args": {"check_same_thread": False}}
         if parsed.database in (None, "", ":memory:"):
             options["poolclass"] = StaticPool
+        else:
+            _make_private(Path(parsed.database))
     try:
         return create_engine(parsed, **options)
     except (ModuleNotFoundError, NoSuchModuleError) as error:
         raise MissingError(f"--database: {error}; install the extra: pip install 'headworks[postgres]'") from error
+
+
+def _make_private(file: Path) -> None:
+    """SQLite makes its files as everybody's to read; those beside it get the rights of this one."""
+    # Where that cannot be, SQLite says what is wrong.
+    with suppress(OSError):
+        file.touch(mode=0o600, exist_ok=True)
 
 
 def _expected(got: str) -> str:

@@ -52,13 +52,18 @@ def _database(service: Service) -> str:
 
 
 def _clusters(service: Service) -> list[ClusterView]:
-    """Asked of the clusters at most every ``_FRESH_S``, however often somebody asks here."""
-    with service.looks.lock:
-        if time.monotonic() - service.looks.time_s > _FRESH_S:
+    """Asked of the clusters at most every ``_FRESH_S``, and by one thread, however often somebody asks here."""
+    looks = service.looks
+    if not looks.lock.acquire(blocking=not looks.found):
+        return looks.found
+    try:
+        if time.monotonic() - looks.time_s > _FRESH_S:
             with ThreadPoolExecutor(max_workers=8) as pool:
-                service.looks.found = [*pool.map(lambda name: _look(service, name), service.clusters)]
-            service.looks.time_s = time.monotonic()
-        return service.looks.found
+                looks.found = [*pool.map(lambda name: _look(service, name), service.clusters)]
+            looks.time_s = time.monotonic()
+        return looks.found
+    finally:
+        looks.lock.release()
 
 
 def _look(service: Service, name: str) -> ClusterView:
