@@ -36,7 +36,7 @@ while [[ "$1" == --* ]]; do
 done
 tasks=()
 for node in "${{nodes[@]}}"; do {enter} "$node" "$@" & tasks+=($!); done
-trap 'kill "${{tasks[@]}}"' TERM
+trap 'kill -KILL "${{tasks[@]}}"' TERM
 code=0
 for task in "${{tasks[@]}}"; do wait "$task" || code=$?; done
 exit $code
