@@ -191,6 +191,9 @@ class HostSettings(Spec):
     """Private key of ssh, a file of this machine; None: what ssh's own agent and configuration say."""
     token_file: HomePath = "~/.ray/auth_token"  # noqa: S105 - a path
     """File of this machine with the cluster's token, made by ``ray get-auth-token --generate``."""
+    dashboard: Host = "127.0.0.1"
+    """Address of the head at which the dashboard listens, and with it the Jobs API: that of the head itself, where the
+    service runs on another machine or in a container."""
     venv: OptionalSafePath = ""
     """Virtual environment of the machines that has Headworks; empty: ``ray`` on the PATH."""
     port: Annotated[int, Field(ge=1024, le=65535)] = 6379

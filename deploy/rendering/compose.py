@@ -15,7 +15,7 @@ _HEADER = """\
 # Written by `headworks render`. Once, beside this file:
 #   echo "DATABASE_PASSWORD=$(openssl rand -hex 32)" > .env; chmod 600 .env
 #   the token of each cluster (`ray get-auth-token` on its head) into ray-token-NAME, readable by user {user} only
-#   what each team may reach into policy.yaml
+#   what each team may reach into policy.yaml; keys of its own to the storage into service.env (AWS_ACCESS_KEY_ID=...)
 #   docker compose -f THIS_FILE run --rm service headworks tokens create --help
 # then: docker compose -f THIS_FILE up --detach          (Compose 2.24 or newer)
 # It speaks plain HTTP: people reach it through a proxy with TLS.
@@ -66,6 +66,7 @@ def compose_file(job: AnyJob | None, settings: RenderSettings) -> str:
                     "HEADWORKS_LOG": "json",
                     **_escaped(settings.environment),
                 },
+                "env_file": [{"path": "service.env", "required": False}],
                 "depends_on": {"database": {"condition": "service_healthy"}},
                 "ports": [f"{service.address}:{service.port}:{SERVICE_PORT}"],
                 "volumes": ["state:/home/headworks"],

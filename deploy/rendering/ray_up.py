@@ -65,7 +65,8 @@ def start_commands(nodes: Nodes, settings: RenderSettings, *, is_head: bool) -> 
     if settings.scratch:
         options.append(f"--object-spilling-directory={shlex.quote(settings.scratch + '/ray-spill')}")
     if is_head:
-        where = [f"--head --port={port} --dashboard-host=127.0.0.1 --autoscaling-config=~/ray_bootstrap_config.yaml"]
+        dashboard = settings.hosts.dashboard
+        where = [f"--head --port={port} --dashboard-host={dashboard} --autoscaling-config=~/ray_bootstrap_config.yaml"]
     else:
         where = [f'--address="$RAY_HEAD_IP:{port}"']
     environment = {"RAY_AUTH_MODE": "token", "RAY_USAGE_STATS_ENABLED": "0", **_cache(settings), **settings.environment}

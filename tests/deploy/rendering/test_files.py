@@ -49,6 +49,8 @@ def test_every_machine_asks_for_the_token_which_only_its_user_reads() -> None:
         assert commands[0].endswith("ray stop")
         assert "RAY_AUTH_MODE=token" in shlex.split(commands[1])
     assert "--dashboard-host=127.0.0.1" in found["head_start_ray_commands"][1]
+    elsewhere = yaml.safe_load(ray_up(job_of(collect()), settings_of(hosts={**HOSTS, "dashboard": "10.0.0.1"})))
+    assert "--dashboard-host=10.0.0.1" in elsewhere["head_start_ray_commands"][1]
     assert '--address="$RAY_HEAD_IP:6379"' in found["worker_start_ray_commands"][1]
 
 
