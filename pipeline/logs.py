@@ -34,14 +34,15 @@ _IN_QUERY = re.compile(
     r"|secret|password|awsaccesskeyid|googleaccessid))=[^&\s#'\"]+"
 )
 _BEARER = re.compile(r"(?i)\b(bearer|basic) [a-z0-9+/_.~=-]{8,}")
+_NAMES = (
+    r"(?:[a-z0-9]+[_-])*(?:secret[_-]access[_-]key|secret[_-]key|client[_-]secret|api[_-]key|password|passwd"
+    r"|(?:session|access|auth|refresh|security)[_-]token)|(?:hf_|hugging_face_hub_|headworks_)?token"
+)
+"""What secrets are called; ``bos_token`` and its like are none."""
 _IN_ASSIGNMENT = re.compile(
-    r"(?i)\b((?:[a-z0-9]+_)*(?:secret_access_key|session_token|secret_key|api_key|access_token|auth_token|password|passwd"
-    r"|client_secret|token))(['\"]?\s*[=:]\s*['\"]?)(?!\*\*\*|none\b|null\b)[^\s'\",;&]{6,}"
+    rf"(?i)(?<![\w-])({_NAMES})(['\"]?\s*[=:]\s*['\"]?)(?!\*\*\*|none\b|null\b|\d+\b)[^\s'\",;&]{{6,}}"
 )
-_SECRET_NAME = re.compile(
-    r"(?i)(?:[a-z0-9]+[_-])*(?:secret|secret[_-]access[_-]key|session[_-]token|secret[_-]key|api[_-]key|access[_-]token"
-    r"|auth[_-]token|password|passwd|client[_-]secret|authorization|token)"
-)
+_SECRET_NAME = re.compile(rf"(?i)secret|authorization|{_NAMES}")
 _TOKENS = re.compile(
     r"\b(hw_)[0-9A-Za-z]{12}_[0-9A-Za-z]{20,}|\b(hf_)[0-9A-Za-z]{20,}|\b(AKIA|ASIA)[0-9A-Z]{16}\b"
     r"|\b(gh[opsu]_)[0-9A-Za-z]{30,}|\b(sk-)[0-9A-Za-z_-]{20,}|\b(eyJ)[\w-]{10,}\.[\w-]{10,}\.[\w-]*"

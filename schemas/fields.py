@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from typing import Annotated, Any, Literal
 
@@ -150,6 +151,33 @@ OptionalOutputUrl = Annotated[str, AfterValidator(require_no_credentials), Reach
 
 Words = Annotated[str, Reach("nothing")]
 """Text that is compared, looked up or shown, and never opened."""
+
+DEEPEST = 32
+"""Levels of lists and mappings in values that a spec hands on as they are."""
+
+
+def require_plain_json(value: Any) -> Any:
+    """The value as it is.
+
+    Raises:
+        ValueError: it is nested deeper than ``DEEPEST``, or has a number in it that JSON has not.
+    """
+    waiting = [(value, 0)]
+    while waiting:
+        here, depth = waiting.pop()
+        if depth > DEEPEST:
+            raise ValueError(f"lists and mappings are nested deeper than {DEEPEST} levels")
+        if isinstance(here, dict):
+            waiting += [(item, depth + 1) for item in here.values()]
+        elif isinstance(here, list | tuple):
+            waiting += [(item, depth + 1) for item in here]
+        elif isinstance(here, float) and not math.isfinite(here):
+            raise ValueError(f"{here} is no number of JSON")
+    return value
+
+
+JsonObject = Annotated[dict[str, Any], AfterValidator(require_plain_json)]
+"""Values that a spec hands on as they are."""
 
 HookPoint = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.:\-]+$")]
 """A TransformerLens hook name (``blocks.3.hook_resid_post``, ``blocks.3.attn.hook_z``, ``blocks.3.mlp.hook_post``) or

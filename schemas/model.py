@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from schemas.fields import Spec, Words
+from schemas.fields import JsonObject, Spec, Words
 from schemas.reach import Reach
 
 ModelPath = Annotated[str, Reach("model")]
@@ -13,7 +13,7 @@ ModelPath = Annotated[str, Reach("model")]
 Revision = Annotated[str, Reach("revision")]
 """A branch, tag or commit on the Hub."""
 
-Arguments = Annotated[dict[str, Any], Reach("arguments")]
+Arguments = Annotated[JsonObject, Reach("arguments")]
 """JSON values for a ``python:`` callable."""
 
 

@@ -13,7 +13,7 @@ from pydantic_core import PydanticUndefined
 
 from schemas.dictionary import DictionarySpec
 from schemas.errors import nearest
-from schemas.fields import Name, Spec
+from schemas.fields import JsonObject, Name, Spec
 
 MAX_DICTIONARIES = 256
 """Of one sweep. Each needs memory for its weights, gradients and optimiser at the same time."""
@@ -25,9 +25,9 @@ class Sweep(Spec):
 
     name: Name | None = None
     """What the names of all its dictionaries begin with; None: nothing."""
-    base: dict[str, Any]
+    base: JsonObject
     """Fields of DictionarySpec that all have in common; no name."""
-    over: Annotated[dict[str, Any], Field(min_length=1)]
+    over: Annotated[JsonObject, Field(min_length=1)]
     """Field, nested ones with dots (``activation.k``), -> its values: a list, or label -> value. Names are made from
     the labels. Without them the label of a number is the last part of the field and the number (``k32``), of text the
     text, of a mapping its ``kind``."""

@@ -59,6 +59,7 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(HeadworksError, _headworks_error)
     app.add_exception_handler(RequestValidationError, _validation_error)
     app.add_exception_handler(HTTPException, _http_error)
+    app.add_exception_handler(RecursionError, _too_deep)
     app.add_exception_handler(DBAPIError, _database_error)
     app.add_exception_handler(Exception, _defect)
 
@@ -95,6 +96,11 @@ async def _http_error(_request: Request, error: Exception) -> JSONResponse:
     return error_answer(
         error.status_code, _NAMES.get(error.status_code, "HttpError"), str(error.detail), headers=error.headers
     )
+
+
+async def _too_deep(_request: Request, _error: Exception) -> JSONResponse:
+    # Nothing here recurses by itself but over what was sent.
+    return error_answer(422, "SpecError", "the body has lists or mappings that are nested too deeply")
 
 
 async def _database_error(_request: Request, error: Exception) -> JSONResponse:

@@ -45,6 +45,8 @@ from pipeline import logs
             "the tokenizer: HuggingFaceTB/SmolLM2 and hf_model_name",
             "the tokenizer: HuggingFaceTB/SmolLM2 and hf_model_name",
         ),
+        ("bos_token: '<|im_start|>', token: 1234567", "bos_token: '<|im_start|>', token: 1234567"),
+        ("HF_TOKEN=abcdefgh x, my_db_password: 'hunter2hunter2'", "HF_TOKEN=*** x, my_db_password: '***'"),
         ("token_id: 123456789 of hw_a and sk-learn", "token_id: 123456789 of hw_a and sk-learn"),
         ("s3://bucket/a/blocks.9.hook_resid_post", "s3://bucket/a/blocks.9.hook_resid_post"),
         ("mail a@b.c about 3 keys", "mail a@b.c about 3 keys"),

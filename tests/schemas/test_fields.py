@@ -1,10 +1,15 @@
-"""Sizes as people and specs write them."""
+"""Sizes as people and specs write them; values that specs hand on."""
 
 from __future__ import annotations
 
-import pytest
+import math
+from typing import Any
 
-from schemas.fields import about_bytes
+import pytest
+from pydantic import ValidationError
+
+from schemas.fields import DEEPEST, about_bytes, require_plain_json
+from schemas.model import ModelSpec
 
 
 @pytest.mark.parametrize(
@@ -20,3 +25,28 @@ from schemas.fields import about_bytes
 )
 def test_about_bytes_is_for_people(size_bytes: float, text: str) -> None:
     assert about_bytes(size_bytes) == text
+
+
+def nested(depth: int, kind: str) -> Any:
+    value: Any = 1
+    for _ in range(depth):
+        value = [value] if kind == "list" else {"a": value}
+    return value
+
+
+@pytest.mark.parametrize("kind", ["list", "mapping"])
+def test_values_that_are_handed_on_are_shallow(kind: str) -> None:
+    assert ModelSpec(path="x", arguments={"x": nested(DEEPEST - 1, kind)}).arguments
+    for depth in (DEEPEST, 300, 5000):
+        with pytest.raises(ValidationError, match="nested deeper than 32 levels"):
+            ModelSpec(path="x", arguments={"x": nested(depth, kind)})
+    endless: list[Any] = []
+    endless.append(endless)
+    with pytest.raises(ValueError, match="nested deeper"):
+        require_plain_json(endless)
+
+
+@pytest.mark.parametrize("number", [math.inf, math.nan])
+def test_values_that_are_handed_on_are_json(number: float) -> None:
+    with pytest.raises(ValidationError, match="no number of JSON"):
+        ModelSpec(path="x", arguments={"x": [{"y": number}]})

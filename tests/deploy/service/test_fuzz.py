@@ -94,6 +94,57 @@ def test_without_the_right_token_no_route_of_the_api_does_anything(app: tuple[An
     assert tried >= (3 if mode == "viewer" else 9)
 
 
+def _hostile(folder: str) -> Iterator[str | bytes]:
+    """Bodies that no description yields."""
+    train = f'"kind":"train","store":"{folder}/a","output":"{folder}/b"'
+    one = '"name":"d","sources":["h"],"num_latents":64'
+    collect = (
+        '"kind":"collect","hook_points":["module:x:out"],"tokens":{"corpus":{"format":"text","urls":["{stdlib}/this.py"]}},'
+        f'"output":"{folder}/store"'
+    )
+    for depth in (30, 300, 500, 900, 100_000):
+        for opened, closed in (("[", "]"), ('{"a":', "}")):
+            deep = f"{opened * depth}1{closed * depth}"
+            yield f'{{"spec":{deep}}}'
+            yield f'{{"spec":{{{collect},"model":{{"path":"x","arguments":{{"x":{deep}}}}}}}}}'
+            yield f'{{"spec":{{{collect},"model":{deep}}}}}'
+            yield f'{{"spec":{{{train},"sweep":{{"base":{{{one[11:]},"activation":{deep}}},"over":{{"seed":[1]}}}}}}}}'
+            yield f'{{"spec":{{{train},"dictionaries":[{{{one},"groups":{deep}}}]}}}}'
+            yield f'{{"spec":{{{train},"{deep[:1]}":{deep}}}}}'
+    for number in ("NaN", "Infinity", "1e400", "9" * 4000, "9" * 5000, "-1", "1.5", "true", '"\\ud800"', '"\\u0000"'):
+        yield f'{{"spec":{{{train},"dictionaries":[{{{one},"seed":{number}}}]}}}}'
+        yield f'{{"spec":{{{collect},"model":{{"path":"x","arguments":{{"x":{number}}}}}}}}}'
+        yield f'{{"spec":{{{train},"name":{number},"dictionaries":[{{{one}}}]}}}}'
+        yield f'{{"spec":{{{train[:-3]}{number.strip(chr(34))}","dictionaries":[{{{one}}}]}},"cluster":{number}}}'
+    yield from (
+        b"\xff\xfe",
+        b"",
+        b"null",
+        b"[]",
+        b'"x"',
+        b"{",
+        b'{"spec":null}',
+        b'{"spec":{"kind":[]}}',
+        b"\x00" * 100,
+    )
+
+
+def test_hostile_bodies_are_the_senders_mistake(app: tuple[Any, str]) -> None:
+    application, secret = app
+    headers = {"Authorization": f"Bearer {secret}", "Content-Type": "application/json"}
+    folder = application.state.service.policy.teams["lab"].write[0]
+    found = set()
+    with TestClient(application, raise_server_exceptions=False) as client:
+        for body in _hostile(folder):
+            answer = client.post("/api/v1/jobs", content=body, headers=headers)
+            assert answer.status_code < 500, (body[:200], answer.text)
+            found.add(answer.status_code)
+        for name in ("\xe9", "x" * 20_000, ""):
+            answer = client.get("/api/v1/jobs", headers={"Authorization": f"Bearer {name}".encode("latin-1")})
+            assert answer.status_code == 401
+    assert {400, 403, 422} <= found
+
+
 def test_the_service_runs_no_code_to_plan_a_job(
     app: tuple[Any, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
