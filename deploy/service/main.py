@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import logging
 import socket
+import ssl
+from typing import Any
 
 import click
 import uvicorn
@@ -12,7 +14,7 @@ import uvicorn
 from deploy.service.app import build_service, create_app, require_guarded
 from deploy.service.settings import Settings, read_settings
 from pipeline import logs
-from schemas.errors import UserError
+from schemas.errors import SpecError, UserError
 
 
 def serve(host: str, port: int, config: str | None, database: str | None, *, as_json: bool) -> None:
@@ -24,20 +26,41 @@ def serve(host: str, port: int, config: str | None, database: str | None, *, as_
     settings = read_settings(config) if config else Settings.model_validate({})
     if database:
         settings = settings.model_copy(update={"database": database})
+    tls = _tls(settings)
     service = build_service(settings)
     require_guarded(service, host)
     listening = _listen(host, port)
-    address = f"http://{f'[{host}]' if ':' in host else host}:{listening.getsockname()[1]}"
+    scheme = "https" if settings.tls else "http"
+    address = f"{scheme}://{f'[{host}]' if ':' in host else host}:{listening.getsockname()[1]}"
     click.echo(json.dumps({"address": address}) if as_json else f"listening on {address}")
     if service.policy is None:
         logging.getLogger(__name__).warning(
             "no tokens and no policy: whoever is on this machine may do everything, nobody else anything"
         )
     configured = uvicorn.Config(
-        create_app(service), log_config=None, access_log=logs.wants_json(), server_header=False, proxy_headers=False,
-        timeout_graceful_shutdown=5,
+        create_app(service), log_config=None, access_log=logs.wants_json(), server_header=False,
+        proxy_headers=bool(settings.proxies), forwarded_allow_ips=settings.proxies, timeout_graceful_shutdown=5,
+        **tls,
     )  # fmt: skip
     uvicorn.Server(configured).run(sockets=[listening])
+
+
+def _tls(settings: Settings) -> dict[str, Any]:
+    """Options of uvicorn.
+
+    Raises:
+        SpecError: no certificate and key that belong together are there.
+    """
+    if settings.tls is None:
+        return {}
+    certificate, key = settings.tls.certificate_file, settings.tls.key_file
+    try:
+        ssl.create_default_context(ssl.Purpose.CLIENT_AUTH).load_cert_chain(certificate, key, password="")
+    except (OSError, ValueError) as error:
+        raise SpecError(
+            f"tls: {certificate} and {key} are no certificate and its key in PEM, without a password: {error}"
+        ) from error
+    return {"ssl_certfile": certificate, "ssl_keyfile": key}
 
 
 def _listen(host: str, port: int) -> socket.socket:

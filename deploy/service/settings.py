@@ -52,6 +52,19 @@ class LimitSettings(Spec):
     """Of these, by one token."""
 
 
+class TlsSettings(Spec):
+    """The service's own certificate; without it, it speaks plain HTTP, for a proxy on the same machine."""
+
+    certificate_file: str
+    """Certificate and those that vouch for it, in PEM."""
+    key_file: str
+    """Its private key, in PEM, without a password."""
+
+
+def _address(text: str) -> str:
+    return str(ipaddress.ip_network(text))
+
+
 class Settings(Spec):
     """The settings of ``headworks serve``."""
 
@@ -64,6 +77,11 @@ class Settings(Spec):
     """How often each cluster with unfinished jobs is asked how they fare."""
     limits: LimitSettings = LimitSettings()
     """How much one client may ask."""
+    tls: TlsSettings | None = None
+    """The service's own certificate; None: plain HTTP."""
+    proxies: list[Annotated[str, AfterValidator(_address)]] = Field(default_factory=list)
+    """Addresses or networks of proxies whose ``X-Forwarded-For`` is believed: limits and the audit log then see the
+    client behind them. None: nobody's."""
     policy: str = ""
     """File that says what each team may reach; needed as soon as there are tokens."""
 
