@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 from anyio.to_thread import run_sync
 from fastapi import FastAPI
 
-from deploy.service import answers, browse_routes, docs_routes, health_routes, job_routes
+from deploy.service import answers, audit_routes, browse_routes, docs_routes, health_routes, job_routes
 from deploy.service.access import Tokens
 from deploy.service.audit import Audit
 from deploy.service.clusters import RayCluster
@@ -92,7 +92,7 @@ def create_app(service: Service) -> FastAPI:
     )  # fmt: skip
     app.state.service = service
     answers.install(app)
-    for routes in (job_routes, browse_routes, health_routes, docs_routes):
+    for routes in (job_routes, browse_routes, audit_routes, health_routes, docs_routes):
         app.include_router(routes.router)
     limits = RequestLimits(**service.settings.limits.model_dump())
     app.add_middleware(LimitRequests, limits=limits, exempt=frozenset({"/healthz", "/readyz", "/metrics"}))

@@ -61,7 +61,7 @@ def test_the_database_refuses_changes(verb: str) -> None:
     assert found.verify().sequence == 2
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(
     st.integers(1, 6),
     st.sampled_from(["time", "principal", "team", "action", "subject", "outcome", "address", "facts", "digest"]),

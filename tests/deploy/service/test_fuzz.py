@@ -85,7 +85,7 @@ def test_without_the_right_token_no_route_of_the_api_does_anything(app: tuple[An
     with TestClient(application) as client:
         for path, methods in application.openapi()["paths"].items():
             for method in methods if path.startswith("/api/") else ():
-                if mode == "viewer" and method == "get":
+                if mode == "viewer" and method == "get" and not path.endswith("/audit"):
                     continue
                 answer = client.request(method, path.replace("{job_id}", "x-0"), headers=headers, json={})
                 assert answer.status_code == (403 if mode == "viewer" else 401), (method, path)

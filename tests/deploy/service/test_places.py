@@ -142,7 +142,7 @@ def resolved(root: Path, text: str) -> set[str]:
     return found
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=250, deadline=None)
 @given(parts=st.lists(PARTS, max_size=6), for_writing=st.booleans(), trailing=st.sampled_from(["", "/"]))
 @example(parts=["team", "c", "*"], for_writing=False, trailing="")
 @example(parts=["team", "gone"], for_writing=True, trailing="")
