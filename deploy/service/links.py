@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from deploy.service.places import Place
 
 MOST_ENTRIES = 200_000
-"""Files and folders of one place that are looked at: about a second on a local disk."""
+"""Files and folders of one place that are looked at; 20,000 take 0.03 s on a local disk that knows them already."""
 
 _NOT_THERE = {errno.ENOENT, errno.ENOTDIR}
 
