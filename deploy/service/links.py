@@ -9,36 +9,55 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 
 from deploy.service.places import Place
 
 MOST_ENTRIES = 200_000
-"""Files and folders of one place that are looked at; 20,000 take 0.03 s on a local disk that knows them already."""
+"""Files and folders that are looked at for one job; 20,000 take 0.03 s on a local disk that knows them already."""
 
 _NOT_THERE = {errno.ENOENT, errno.ENOTDIR}
 
 
-def require_within(place: Place, allowed: Sequence[Place], *, for_writing: bool = False) -> None:
+@dataclass
+class Looked:
+    """What was looked at for one job, so that no folder is twice, and not too many are."""
+
+    count: int = 0
+    """Files and folders."""
+    seen: set[tuple[tuple[str, ...], str, int]] = field(default_factory=set)
+    """Allowed folders, folder, levels below it."""
+
+
+def require_within(
+    place: Place, allowed: Sequence[Place], *, for_writing: bool = False, looked: Looked | None = None
+) -> None:
     """Refuse a local place that leads out of the allowed local places, by itself or by a link in it.
 
     ``for_writing``: what lies beside it under its name, and ``tokens`` beside it, is looked at too, since jobs write
-    there.
+    there. ``looked``: of the same job.
 
     Raises:
         ValueError: it leads out, cannot be looked at, or has too much in it; the message is a reason.
     """
-    roots = _roots(allowed)
+    looked = looked or Looked()
+    try:
+        _require_within(place, _roots(allowed), looked, for_writing=for_writing)
+    except ValueError:
+        # What was seen on the way was not seen to the end.
+        looked.seen.clear()
+        raise
+
+
+def _require_within(place: Place, roots: list[str], looked: Looked, *, for_writing: bool) -> None:
     fixed = place.fixed
     start = _real(str(fixed), roots)
     if for_writing:
         _real(str(fixed.parent), roots)
         for beside in _beside(fixed):
-            for found in _leads(_real(beside, roots), depth=-1):
-                _real(found, roots)
+            _follow(_real(beside, roots), -1, roots, looked)
     wild = place.parts[len(fixed.parts) :]
-    depth = -1 if not wild or any("**" in part for part in wild) else len(wild)
-    for found in _leads(start, depth):
-        _real(found, roots)
+    _follow(start, -1 if not wild or any("**" in part for part in wild) else len(wild), roots, looked)
 
 
 def _roots(allowed: Sequence[Place]) -> list[str]:
@@ -83,30 +102,25 @@ def _beside(place: Place) -> Iterator[str]:
             yield entry.path
 
 
-def _leads(start: str, depth: int) -> Iterator[str]:
-    """Every link in a folder, and in the folders that they lead to; ``depth`` levels deep, -1: all of them.
-
-    The caller looks at each link before it takes the next, so no link is followed that leads out.
-    """
+def _follow(start: str, depth: int, roots: list[str], looked: Looked) -> None:
+    """Look at every link in a folder, and in the folders that they lead to; ``depth`` levels deep, -1: all of them."""
     waiting = [(start, depth)]
-    seen: set[tuple[str, int]] = set()
-    count = 0
     while waiting:
         folder, levels = waiting.pop()
-        if levels == 0 or (folder, levels) in seen or not os.path.isdir(folder):
+        key = (tuple(roots), folder, levels)
+        if levels == 0 or key in looked.seen or not os.path.isdir(folder):
             continue
-        seen.add((folder, levels))
+        looked.seen.add(key)
         below = max(levels - 1, -1)
         for entry in _entries(folder):
-            count += 1
-            if count > MOST_ENTRIES:
+            looked.count += 1
+            if looked.count > MOST_ENTRIES:
                 raise ValueError(
-                    f"has more than {MOST_ENTRIES:,} files in it, too many to look for links; name a smaller part, "
-                    "or, if nobody can make links there, have the operator say `local_links: trusted`"
+                    f"brings the job to more than {MOST_ENTRIES:,} files, too many to look for links; name smaller "
+                    "parts, or, if nobody can make links there, have the operator say `local_links: trusted`"
                 )
             if entry.is_symlink():
-                yield entry.path
-                waiting.append((os.path.realpath(entry.path), below))
+                waiting.append((_real(entry.path, roots), below))
             elif entry.is_dir(follow_symlinks=False):
                 waiting.append((entry.path, below))
 

@@ -15,7 +15,7 @@ from pydantic import AfterValidator, Field, PositiveFloat, PositiveInt, StringCo
 
 from deploy.service import demand, sources
 from deploy.service.access import Principal
-from deploy.service.links import require_within
+from deploy.service.links import Looked, require_within
 from deploy.service.places import Place, read_place
 from pipeline.spec_file import parse_yaml
 from schemas.errors import ForbiddenError, MissingError, SpecError
@@ -124,6 +124,7 @@ class TeamCheck:
         self.team = policy.teams[principal.team]
         self._name = principal.team
         self._looks = policy.local_links == "checked"
+        self._looked = Looked()
         self._write = [read_place(url) for url in self.team.write]
         self._read = [*self._write, *(read_place(url) for url in self.team.read if url != STDLIB)]
 
@@ -217,7 +218,7 @@ class TeamCheck:
             raise ValueError(self._not_allowed(text, verb, [str(prefix) for prefix in allowed]))
         if place.is_local and self._looks:
             try:
-                require_within(place, allowed, for_writing=verb == "write")
+                require_within(place, allowed, for_writing=verb == "write", looked=self._looked)
             except ValueError as error:
                 raise ValueError(f"{text!r} {error}") from error
 

@@ -13,7 +13,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from deploy.service import links
-from deploy.service.links import require_within
+from deploy.service.links import Looked, require_within
 from deploy.service.places import LONGEST, Place, read_place
 
 TRICKS = {
@@ -240,3 +240,26 @@ def test_storage_that_cannot_be_looked_at_is_refused(tmp_path: Path, monkeypatch
 def test_the_parts_before_a_wildcard() -> None:
     assert read_place("s3://lab/a/b*/c", wildcards=True).fixed == Place("s3", ("lab", "a"))
     assert read_place("/a/b").fixed == read_place("/a/b")
+
+
+def test_many_places_of_one_job_are_looked_at_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(links, "MOST_ENTRIES", 8)
+    for folder in ("a", "b", "c"):
+        for index in range(3):
+            (tmp_path / "team" / folder / str(index)).mkdir(parents=True)
+    prefix, looked = read_place(f"{tmp_path}/team"), Looked()
+    for _ in range(5):
+        require_within(read_place(f"{tmp_path}/team/a"), [prefix], looked=looked)
+    require_within(read_place(f"{tmp_path}/team/b"), [prefix], looked=looked)
+    with pytest.raises(ValueError, match="more than 8 files"):
+        require_within(read_place(f"{tmp_path}/team/c"), [prefix], looked=looked)
+
+
+def test_what_was_refused_once_is_refused_again(tmp_path: Path) -> None:
+    (tmp_path / "team/a/b").mkdir(parents=True)
+    (tmp_path / "team/a/out").symlink_to("/etc")
+    prefix, looked = read_place(f"{tmp_path}/team"), Looked()
+    for name in ("a", "a", "", "a/out", "a"):
+        with pytest.raises(ValueError, match="leads through a link"):
+            require_within(read_place(f"{tmp_path}/team/{name}"), [prefix], looked=looked)
+    require_within(read_place(f"{tmp_path}/team/a/b"), [prefix], looked=looked)
