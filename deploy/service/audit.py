@@ -36,7 +36,7 @@ client_address: ContextVar[str] = ContextVar("client_address", default="")
 _BEGINNING = "0" * 64
 _PAGE = 1000
 _TRIES = 20
-_LONGEST = 400
+_LONGEST = 1000
 
 audit = Table(
     "audit",
@@ -130,7 +130,7 @@ class Audit:
             "subject": _plain(subject),
             "outcome": outcome[:64],
             "address": (address or client_address.get())[:64],
-            "facts": json.dumps(redacted_facts(facts or {}), default=str, sort_keys=True),
+            "facts": _facts(facts or {}),
         }
         for _ in range(_TRIES):
             try:
@@ -217,7 +217,16 @@ def _logged(found: AuditRecord) -> dict[str, Any]:
     return {f"audit_{name}": value for name, value in asdict(found).items() if name != "facts"}
 
 
+def _facts(facts: Mapping[str, Any]) -> str:
+    hidden = {name: _cut(value) if isinstance(value, str) else value for name, value in redacted_facts(facts).items()}
+    return json.dumps(hidden, default=str, sort_keys=True)
+
+
 def _plain(text: str) -> str:
     """One line without secrets; a null byte is nothing that PostgreSQL keeps."""
     line = "".join(letter if letter.isprintable() else " " for letter in redacted(text))
-    return line if len(line) <= _LONGEST else f"{line[:_LONGEST]}..."
+    return _cut(line)
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."

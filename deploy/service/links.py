@@ -27,6 +27,8 @@ class Looked:
     """Files and folders."""
     seen: set[tuple[tuple[str, ...], str, int]] = field(default_factory=set)
     """Allowed folders, folder, levels below it."""
+    roots: dict[tuple[Place, ...], list[str]] = field(default_factory=dict)
+    """Allowed places -> their folders without links."""
 
 
 def require_within(
@@ -42,7 +44,9 @@ def require_within(
     """
     looked = looked or Looked()
     try:
-        _require_within(place, _roots(allowed), looked, for_writing=for_writing)
+        known = tuple(allowed)
+        roots = looked.roots[known] = looked.roots.get(known) or _roots(allowed)
+        _require_within(place, roots, looked, for_writing=for_writing)
     except ValueError:
         # What was seen on the way was not seen to the end.
         looked.seen.clear()

@@ -8,6 +8,7 @@ field for an entrypoint, a runtime environment or code of one's own.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import chain, islice
 from pathlib import Path
 from typing import Annotated, Literal, assert_never
 
@@ -24,6 +25,8 @@ from schemas.pipeline import AnyJob, PipelineSpec
 from schemas.reach import Reached, What, reached
 
 STDLIB = "{stdlib}"
+MOST_PROBLEMS = 20
+"""Named in one message; what comes after them is not looked at."""
 
 _OWN: dict[What, str] = {"write": "", "model_folders": "", "tokenizer": "model"}
 """Values that stand for the job's own output or model, or for none."""
@@ -90,12 +93,14 @@ class Policy(Spec):
             ForbiddenError: it may not; the message names each field, what was got, what is allowed and what to do.
         """
         check = TeamCheck(self, principal)
-        problems = [*check.problems_of(job), *demand.problems(job, check.team.greatest)]
+        found = chain(check.problems_of(job), demand.problems(job, check.team.greatest))
+        problems = list(islice(found, MOST_PROBLEMS))
         if len(problems) == 1:
             raise ForbiddenError(problems[0])
         if problems:
             listed = "\n".join(f"  {problem}" for problem in problems)
-            raise ForbiddenError(f"{len(problems)} things in this job are not allowed:\n{listed}")
+            count = f"{len(problems)} or more" if len(problems) == MOST_PROBLEMS else len(problems)
+            raise ForbiddenError(f"{count} things in this job are not allowed:\n{listed}")
 
     def require_readable(self, url: str, principal: Principal, *, field: str = "url") -> None:
         """Return if this person may look at a place.

@@ -150,3 +150,10 @@ def test_secrets_and_line_breaks_stay_out() -> None:
     assert "SECRET" not in str(made)
     assert made.facts["n"] == 3
     assert made.address == "10.1.2.3"
+
+
+def test_long_texts_are_cut() -> None:
+    _, found = log_of(0)
+    made = found.record(ANN, "x", "y" * 5000, "ok" * 100, {"message": "z" * 10**6})
+    assert (len(made.subject), len(made.outcome), len(made.facts["message"])) == (1003, 64, 1003)
+    assert found.verify().sequence == 1

@@ -127,6 +127,14 @@ def test_the_message_says_what_where_and_what_to_do() -> None:
     assert several.startswith("2 things in this job are not allowed:\n  model.path: '/y' is no source of models")
 
 
+def test_a_message_names_the_first_problems_only() -> None:
+    found = refusal(changed(COLLECT, "tokens.corpus.urls", [f"/etc/{index}" for index in range(1000)]))
+    assert found.startswith(
+        "20 or more things in this job are not allowed:\n  tokens.corpus.urls[0]: '/etc/0' is in no"
+    )
+    assert len(found.splitlines()) == 21
+
+
 @pytest.mark.parametrize("output", ["/team", "/team/", "s3://lab/interp", "memory://interp"])
 def test_an_output_leaves_room_for_what_lies_beside_it(output: str) -> None:
     assert "is below no place" in refusal(changed(COLLECT, "output", output))
