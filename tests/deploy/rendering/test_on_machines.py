@@ -25,7 +25,7 @@ from pipeline.store.reader import Store
 from schemas.pipeline import PipelineSpec
 from schemas.rendering import RenderSettings
 
-pytestmark = [pytest.mark.slow, pytest.mark.ray]
+pytestmark = [pytest.mark.long, pytest.mark.ray]
 
 # A task on every machine, or on the one of --nodelist, as SLURM would start them.
 SRUN = """#!/bin/bash
