@@ -48,6 +48,12 @@ def described(*statuses: int) -> Responses:
     return {status: {"model": ErrorAnswer} for status in (*statuses, 401, 403, 422)}
 
 
+def described_beside_text(*statuses: int) -> Responses:
+    """The same of a route whose good answer is plain text: FastAPI would describe its errors as text, too."""
+    form = {"application/json": {"schema": {"$ref": f"#/components/schemas/{ErrorAnswer.__name__}"}}}
+    return {status: {"description": "What is wrong", "content": form} for status in (*statuses, 401, 403, 422)}
+
+
 def error_answer(status: int, kind: str, message: str, field: str = "", headers: Any = None) -> JSONResponse:
     """An answer in the one form; secrets in what the message quotes are taken out."""
     facts = {"type": kind, "message": redacted(message), **({"field": field} if field else {})}

@@ -12,7 +12,7 @@ from fastapi import APIRouter, Depends, Path, Query, Request, Response
 from fastapi.responses import PlainTextResponse, StreamingResponse
 
 from deploy.service.access import Principal
-from deploy.service.answers import described
+from deploy.service.answers import described, described_beside_text
 from deploy.service.context import InService, Service, Submitter, Viewer, address_of, service_of, team_of
 from deploy.service.jobs import Filter, Job
 from deploy.service.spec_places import require_absolute
@@ -87,7 +87,7 @@ def inspect(job_id: JobId, service: InService, who: Viewer) -> JobDetail:
 @router.get(
     "/{job_id}/logs",
     response_class=PlainTextResponse,
-    responses=described(404, 409, 502) | {200: {"content": {"text/plain": {"schema": {"type": "string"}}}}},
+    responses=described_beside_text(404, 409, 502) | {200: {"content": {"text/plain": {"schema": {"type": "string"}}}}},
 )
 async def logs(job_id: JobId, service: InService, who: Viewer, _slot: StreamSlot, follow: bool = False) -> Response:
     """What a job has written so far; with ``follow`` the answer goes on, as it writes, until the job ends."""
