@@ -1,8 +1,9 @@
 """Quality of a TopK SAE after 1,000 steps of 1,024 rows, against the peers' on the same rows in the same order.
 
 SmolLM2-135M, the residual stream behind block 15, over ``pydoc_data/topics.py`` in contexts of 256, first positions
-left out; every tenth context is held out. 4,608 latents, k 32. Each library at two learning rates, of which the better
-counts: the fraction of variance unexplained of held-out rows, and the latents that no held-out row has on.
+left out; every tenth context is held out. 4,608 latents, k 32. Each peer at two learning rates, of which the better
+counts, and ours at one with two seeds: the fraction of variance unexplained of held-out rows, and the latents that no
+held-out row has on.
 
 ``benchmarks/.cache/quality`` keeps the rows and every finished training, so an interrupted benchmark goes on; delete it
 to measure anew.
@@ -39,9 +40,11 @@ CACHE = Path(__file__).parent / ".cache" / "quality"
 POINT, CONTEXT, HELD_OUT_EVERY = "blocks.15.hook_resid_post", 256, 10
 NUM_LATENTS, K, STEPS, BATCH, THREADS = 4608, 32, 1000, 1024, 2
 DEAD_AFTER = 50_000
+OPTIMISER = {"kind": "adam", "beta2": 0.99}
+MULTIPLES = {"decoder": 6}
 PEERS = {"dictionary_learning": (5e-4, 1e-3), "sparsify": (5e-3, 1e-3), "sae_lens": (5e-4, 1e-3)}
-OURS = {"headworks_topk": (2e-3, 3e-3), "headworks_batch_topk": (2e-3, 3e-3)}
-SCHEDULE = Schedule(decay_fraction=0.8)
+RATE, SEEDS = 1.5e-3, (0, 1)
+SCHEDULE = Schedule(warmup_fraction=0.1, decay_fraction=0.8)
 
 
 def collect(folder: Path) -> None:
@@ -75,14 +78,16 @@ def collect(folder: Path) -> None:
     np.save(folder / "train.npy", train * scale)
 
 
-def ours(family: str, rate: float) -> dict[str, float]:
+def ours(seed: int) -> dict[str, float]:
     """One training and its score."""
     train, held_out = (torch.from_numpy(np.load(CACHE / f"{part}.npy")) for part in ("train", "held_out"))
     order = torch.from_numpy(np.load(CACHE / "order.npy"))
     width = train.shape[1]
-    activation = {"kind": family.removeprefix("headworks_"), "k": K, "dead_after_tokens": DEAD_AFTER}
-    facts = {"name": "sae", "sources": ["x"], "num_latents": NUM_LATENTS, "learning_rate": rate}
-    spec = DictionarySpec.model_validate({**facts, "activation": activation})
+    activation = {"kind": "topk", "k": K, "dead_after_tokens": DEAD_AFTER}
+    spec = DictionarySpec.model_validate({
+        "name": "sae", "sources": ["x"], "num_latents": NUM_LATENTS, "activation": activation, "seed": seed,
+        "learning_rate": RATE, "learning_rate_multiples": MULTIPLES, "optimiser": OPTIMISER,
+    })  # fmt: skip
     dictionary = Dictionary(spec, {"x": width}, {"x": width}, {"x": 1.0})
     fill(dictionary, {"x": train.double().mean(0)})
     chosen = kernels.choose(torch.device("cpu"), torch.float32, THREADS)
@@ -121,15 +126,21 @@ def kept(name: str, settings: object, work: Callable[[], dict[str, Any]]) -> dic
     return result
 
 
-def training(family: str, rate: float) -> dict[str, Any]:
-    """One of the benchmark's trainings, or what is kept of it."""
-    common = [STEPS, BATCH, NUM_LATENTS, K, DEAD_AFTER]
-    if family in OURS:
-        settings = [*common, SCHEDULE.model_dump()]
-        return kept(f"{family}-{rate:g}", settings, lambda: ours(family, rate))
-    arguments = (family, CACHE, rate, *common)
+COMMON = [STEPS, BATCH, NUM_LATENTS, K, DEAD_AFTER]
+
+
+def of_ours(seed: int) -> dict[str, Any]:
+    """One of our trainings, or what is kept of it."""
+    settings = [*COMMON, RATE, MULTIPLES, OPTIMISER, SCHEDULE.model_dump()]
+    return kept(f"headworks-{seed}", settings, lambda: ours(seed))
+
+
+def of_peer(library: str, rate: float) -> dict[str, Any]:
+    """One of a peer's, or what is kept of it."""
     return kept(
-        f"{family}-{rate:g}", common, lambda: peer.run("quality.py", *arguments, threads=THREADS, timeout_s=3600)
+        f"{library}-{rate:g}",
+        COMMON,
+        lambda: peer.run("quality.py", library, CACHE, rate, *COMMON, threads=THREADS, timeout_s=3600),
     )
 
 
@@ -138,15 +149,18 @@ def measure() -> dict[str, Any]:
     CACHE.mkdir(parents=True, exist_ok=True)
     if not (CACHE / "train.npy").exists():
         collect(CACHE)
-    results, best = {}, {}
-    for family, rates in {**OURS, **PEERS}.items():
-        found = {f"{rate:g}": training(family, rate) for rate in rates}
-        results[family] = found
+    peers: dict[str, Any] = {}
+    for library, rates in PEERS.items():
+        found = {f"{rate:g}": of_peer(library, rate) for rate in rates}
         done = {rate: result for rate, result in found.items() if "skipped" not in result}
-        if done:
-            rate = min(done, key=lambda rate: done[rate]["fvu"])
-            best[family] = {"learning_rate": rate, **done[rate]}
+        best = min(done, key=lambda rate: float(done[rate]["fvu"])) if done else None
+        peers[library] = {"trainings": found, "best": best}
     return {
         "rows": POINT, "num_latents": NUM_LATENTS, "k": K, "steps": STEPS, "batch": BATCH, "threads": THREADS,
-        "dead_after_tokens": DEAD_AFTER, "schedule": SCHEDULE.model_dump(), "trainings": results, "best": best,
+        "dead_after_tokens": DEAD_AFTER,
+        "headworks": {
+            "learning_rate": RATE, "learning_rate_multiples": MULTIPLES, "optimiser": OPTIMISER,
+            "schedule": SCHEDULE.model_dump(), "seeds": {str(seed): of_ours(seed) for seed in SEEDS},
+        },
+        "peers": peers,
     }  # fmt: skip

@@ -11,6 +11,8 @@ from schemas.end_to_end import EndToEnd
 from schemas.fields import Name, SourcePoint, Spec
 from schemas.optimiser import Adam, Optimiser
 
+WeightName = Literal["encoder", "b_enc", "decoder", "b_dec", "skip", "activation"]
+
 
 class LatentGroup(Spec):
     """Neighbouring latents that read some of the sources and write some of the targets, and no others."""
@@ -48,6 +50,10 @@ class DictionarySpec(Spec):
     learning_rate: PositiveFloat = 2e-3
     """Peak learning rate. The default suits TopK with about 4,600 latents under Adam; lower it as 1/sqrt(num_latents).
     Signum moves every weight by all of it and wants less."""
+    learning_rate_multiples: dict[WeightName, PositiveFloat] = {}
+    """What the rate of some weights is multiplied by. A decoder of unit norm learns well at several times the rate at
+    which an encoder loses latents: ``{decoder: 6}``. ``activation``: thresholds and all else that an activation
+    function trains."""
     optimiser: Optimiser = Adam()
     """What moves the weights."""
     compute_dtype: Literal["float32", "bfloat16"] = "float32"
@@ -73,6 +79,8 @@ class DictionarySpec(Spec):
             raise ValueError("skip needs targets other than the sources: on an SAE it could copy its input")
         if self.tied and self.is_transcoder:
             raise ValueError("tied needs targets that are the sources: a transcoder's encoder reads another space")
+        if self.tied and "decoder" in self.learning_rate_multiples:
+            raise ValueError("learning_rate_multiples: tied has one matrix, whose multiple is that of encoder")
         if self.tied and self.groups == "cross_layer":
             raise ValueError("tied needs latents that write what they read: cross_layer latents write more")
         if isinstance(activation, MatryoshkaBatchTopK) and self.groups != "one":

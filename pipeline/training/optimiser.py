@@ -9,8 +9,8 @@ All tensors have the shape of the weights that they belong to, so what belongs t
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Protocol
+from collections.abc import Iterable, Mapping
+from typing import Any, Protocol
 
 import torch
 from torch import nn
@@ -23,7 +23,7 @@ class Optimiser(Protocol):
     """Moves the parameters that it was made for by their ``grad``."""
 
     def step(self, learning_rate: float) -> None:
-        """One step."""
+        """One step; every weight by the rate times its own multiple."""
         ...
 
     def state(self) -> dict[str, torch.Tensor]:
@@ -39,13 +39,20 @@ class Optimiser(Protocol):
         ...
 
 
-def optimiser_of(spec: schema.Optimiser, parameters: Mapping[str, nn.Parameter]) -> Optimiser:
-    """A new one; every parameter has its ``grad``."""
+def optimiser_of(
+    spec: schema.Optimiser, parameters: Mapping[str, nn.Parameter], multiples: Iterable[tuple[str, float]] = ()
+) -> Optimiser:
+    """A new one; every parameter has its ``grad``.
+
+    ``multiples``: of the learning rate, first part of a parameter's name and factor; 1 where there is none.
+    """
+    by_name = dict(multiples)
+    factors = {name: by_name.get(name.partition(".")[0], 1.0) for name in parameters}
     if isinstance(spec, schema.Adam):
-        return AdamOptimiser(spec, parameters)
+        return AdamOptimiser(spec, parameters, factors)
     if isinstance(spec, schema.Muon):
-        return MuonOptimiser(spec, parameters)
-    return SignumOptimiser(spec, parameters)
+        return MuonOptimiser(spec, parameters, factors)
+    return SignumOptimiser(spec, parameters, factors)
 
 
 def num_moments(spec: schema.Optimiser, parameter: torch.Tensor) -> int:
@@ -58,10 +65,10 @@ def num_moments(spec: schema.Optimiser, parameter: torch.Tensor) -> int:
 class AdamOptimiser:
     """``torch.optim.Adam``, fused: one pass over the weights."""
 
-    def __init__(self, spec: schema.Adam, parameters: Mapping[str, nn.Parameter]) -> None:
+    def __init__(self, spec: schema.Adam, parameters: Mapping[str, nn.Parameter], factors: Mapping[str, float]) -> None:
         self._parameters = dict(parameters)
         self._adam = torch.optim.Adam(
-            self._parameters.values(), lr=0.0, betas=(spec.beta1, spec.beta2), eps=spec.epsilon, fused=True
+            _groups(self._parameters, factors), betas=(spec.beta1, spec.beta2), eps=spec.epsilon, fused=True
         )
         for parameter in self._parameters.values():
             self._adam.state[parameter] = {
@@ -101,12 +108,12 @@ class MuonOptimiser:
     Every rank makes the whole matrix orthogonal: gradients are equal on all ranks, so the results are.
     """
 
-    def __init__(self, spec: schema.Muon, parameters: Mapping[str, nn.Parameter]) -> None:
+    def __init__(self, spec: schema.Muon, parameters: Mapping[str, nn.Parameter], factors: Mapping[str, float]) -> None:
         self._matrices = {name: parameter for name, parameter in parameters.items() if parameter.ndim == 2}
         rest = {name: parameter for name, parameter in parameters.items() if parameter.ndim != 2}
-        self._adam = AdamOptimiser(spec.others, rest)
+        self._adam = AdamOptimiser(spec.others, rest, factors)
         self._muon = torch.optim.Muon(
-            self._matrices.values(),
+            _groups(self._matrices, factors),
             lr=0.0,
             weight_decay=0.0,
             momentum=spec.momentum,
@@ -147,18 +154,21 @@ class SignumOptimiser:
     No library of those that this package uses has it, and it is three lines.
     """
 
-    def __init__(self, spec: schema.Signum, parameters: Mapping[str, nn.Parameter]) -> None:
+    def __init__(
+        self, spec: schema.Signum, parameters: Mapping[str, nn.Parameter], factors: Mapping[str, float]
+    ) -> None:
         self._momentum = spec.momentum
+        self._factors = factors
         self._parameters = dict(parameters)
         self._moments = {parameter: torch.zeros_like(parameter) for parameter in self._parameters.values()}
 
     @torch.no_grad()
     def step(self, learning_rate: float) -> None:
         """See ``Optimiser``."""
-        for parameter, moment in self._moments.items():
-            grad = gradient(parameter)
+        for name, parameter in self._parameters.items():
+            grad, moment = gradient(parameter), self._moments[parameter]
             moment.lerp_(grad, 1 - self._momentum)
-            parameter.addcmul_(moment.sign(), grad != 0, value=-learning_rate)
+            parameter.addcmul_(moment.sign(), grad != 0, value=-learning_rate * self._factors[name])
 
     def state(self) -> dict[str, torch.Tensor]:
         """See ``Optimiser``."""
@@ -172,6 +182,14 @@ class SignumOptimiser:
         self._moments[parameter][rows] = 0
 
 
+def _groups(parameters: Mapping[str, nn.Parameter], factors: Mapping[str, float]) -> list[dict[str, Any]]:
+    """Those that share a factor together: each group is a pass of its own."""
+    found: dict[float, list[nn.Parameter]] = {}
+    for name, parameter in parameters.items():
+        found.setdefault(factors[name], []).append(parameter)
+    return [{"params": members, "lr": 0.0, "factor": factor} for factor, members in found.items()]
+
+
 def _set_rate(optimiser: torch.optim.Optimizer, learning_rate: float) -> None:
     for group in optimiser.param_groups:
-        group["lr"] = learning_rate
+        group["lr"] = learning_rate * group["factor"]

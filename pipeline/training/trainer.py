@@ -60,7 +60,8 @@ class DictionaryTrainer:
         device = dictionary.b_dec.device
         self._totals = BatchTotals(len(dictionary.b_dec), dictionary.num_latents, device)
         self.rows_since_fired = torch.zeros(dictionary.num_latents, dtype=torch.int64, device=device)
-        self._optimiser = optimiser_of(dictionary.spec.optimiser, dict(dictionary.named_parameters()))
+        multiples = dictionary.spec.learning_rate_multiples.items()
+        self._optimiser = optimiser_of(dictionary.spec.optimiser, dict(dictionary.named_parameters()), multiples)
         self.watch = DivergenceWatch(divergence, device)
 
     def step(

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import stepping
 import torch
+from pydantic import ValidationError
 from torch import nn
 
 from pipeline.training import engine, memory
@@ -120,9 +121,36 @@ def test_what_belongs_to_a_latent_is_forgotten_and_nothing_else(kind: str) -> No
         assert float(before[name][rows].abs().sum()) > 0
 
 
+@pytest.mark.parametrize("kind", OPTIMISERS)
+def test_a_weight_moves_by_its_own_multiple_of_the_rate(kind: str) -> None:
+    spec = DictionarySpec.model_validate(
+        {"name": "d", "sources": ["a"], "num_latents": 40, "optimiser": OPTIMISERS[kind]}
+    )
+    plain, scaled = Weights(), Weights()
+    start = plain.matrix.detach().clone()
+    for weights, multiples in ((plain, ()), (scaled, [("matrix", 0.25)])):
+        optimiser = optimiser_of(spec.optimiser, dict(weights.named_parameters()), multiples)
+        for step, rate in enumerate((0.1, 0.05), 1):
+            weights.set_gradients(step)
+            optimiser.step(rate)
+    torch.testing.assert_close(scaled.matrix - start, 0.25 * (plain.matrix - start))
+    assert torch.equal(scaled.bias, plain.bias)
+
+
+def test_multiples_name_weights_that_exist() -> None:
+    facts = {"name": "d", "sources": ["a"], "num_latents": 40}
+    with pytest.raises(ValidationError, match="encodre"):
+        DictionarySpec.model_validate({**facts, "learning_rate_multiples": {"encodre": 0.5}})
+    with pytest.raises(ValidationError, match="tied has one matrix"):
+        DictionarySpec.model_validate({**facts, "tied": True, "learning_rate_multiples": {"decoder": 0.5}})
+
+
 def sweep(kind: str) -> list[dict[str, Any]]:
     topk = {"kind": "topk", "k": 3, "aux_k": 8, "dead_after_tokens": 300}
-    common = {"num_latents": 48, "optimiser": OPTIMISERS[kind], "learning_rate": RATES[kind]}
+    common = {
+        "num_latents": 48, "optimiser": OPTIMISERS[kind], "learning_rate": RATES[kind],
+        "learning_rate_multiples": {"encoder": 0.8, "activation": 2},
+    }  # fmt: skip
     return [
         {"name": "sae", "sources": ["resid"], "activation": topk, **common},
         {
@@ -169,7 +197,8 @@ def test_learns_and_resumes_bit_by_bit(make_spec: MakeSpec, kind: str) -> None:
 @pytest.mark.parametrize("kind", OPTIMISERS)
 def test_ranks_take_the_step_of_one(kind: str) -> None:
     def train(world: World) -> dict[str, torch.Tensor]:
-        dictionary = stepping.build(stepping.KINDS["topk"], optimiser=OPTIMISERS[kind], learning_rate=RATES[kind])
+        facts = {"optimiser": OPTIMISERS[kind], "learning_rate_multiples": {"encoder": 0.5, "b_dec": 0.1}}
+        dictionary = stepping.build(stepping.KINDS["topk"], learning_rate=RATES[kind], **facts)
         trainer = DictionaryTrainer(dictionary, TorchKernels(), max_gradient_norm=1.0)
         for step in range(4):
             x, _ = stepping.rows(dictionary, seed=step)
