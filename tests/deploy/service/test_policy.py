@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -371,6 +372,14 @@ def test_a_policy_file(write: Callable[[str], Path], tmp_path: Path) -> None:
     assert load_policy(write("")) == Policy()
     with pytest.raises(MissingError, match="cannot be read"):
         load_policy(tmp_path / "none.yaml")
+
+
+def test_the_policy_of_the_documentation_is_one(write: Callable[[str], Path]) -> None:
+    page = (Path(__file__).parents[3] / "docs" / "operations.md").read_text("utf-8")
+    example = next(block for block in page.split("```yaml\n")[1:] if block.startswith("teams:")).split("```")[0]
+    policy = load_policy(write(example))
+    assert set(yaml.safe_load(example)["teams"]["interp"]) == set(TeamPolicy.model_fields)
+    assert policy.teams["interp"].greatest == Greatest(workers=64, cpus=512, gpus=32)
 
 
 @pytest.mark.parametrize(
