@@ -83,7 +83,9 @@ def submit(job: AnyJob, address: str, *, attempt: int | None = None) -> ClusterJ
     """Hand a job to the service, or to the cluster whose dashboard is, at ``address``, and return without waiting."""
     from deploy import client, submission
 
-    return (client if client.is_service(address) else submission).submit(job, address, attempt=attempt)
+    if client.is_service(address):
+        return client.submit(job, address, attempt=attempt)
+    return submission.submit(job, address, attempt=attempt)
 
 
 if __name__ == "__main__":

@@ -129,8 +129,8 @@ def _path(identifier: str, action: str = "") -> str:
 
 
 def _job(facts: dict[str, Any]) -> ServiceJob:
-    fields = {name: facts[name] for name in ServiceJob.__dataclass_fields__}
-    return ServiceJob(**{name: "" if value is None else value for name, value in fields.items()})
+    fields: dict[str, Any] = {name: facts[name] for name in ServiceJob.__dataclass_fields__}
+    return ServiceJob(**{**fields, "started": facts["started"] or "", "ended": facts["ended"] or ""})
 
 
 @contextmanager
