@@ -176,5 +176,5 @@ def alive(job: Any) -> bool:
     return not job.progress.state.has_ended
 
 
-Service.TestCase.settings = settings(max_examples=50, stateful_step_count=30, deadline=None)
+Service.TestCase.settings = settings(max_examples=30, stateful_step_count=30, deadline=None)
 TestService = Service.TestCase
