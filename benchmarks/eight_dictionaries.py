@@ -23,7 +23,7 @@ from pipeline.training import engine
 from pipeline.training.world import SingleWorld
 from schemas.train import TrainSpec
 
-D_MODEL, NUM_LATENTS, BATCH_ROWS, NUM_ROWS, THREADS, NUM, ROUNDS, REPEATS = 576, 4608, 4096, 2**16, 2, 8, 1, 5
+D_MODEL, NUM_LATENTS, BATCH_ROWS, NUM_ROWS, THREADS, NUM, ROUNDS, REPEATS = 576, 4608, 4096, 2**15, 2, 8, 1, 3
 
 
 def spec(store: str, output: str, seeds: list[int], num_tokens: int = 0) -> TrainSpec:
