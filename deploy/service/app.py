@@ -17,6 +17,7 @@ from deploy.service.database import open_database
 from deploy.service.jobs import Jobs
 from deploy.service.limits import LimitRequests, RequestLimits, Slots
 from deploy.service.metrics import Measured, Metrics
+from deploy.service.pages import page_routes
 from deploy.service.policy import load_policy
 from deploy.service.runner import Runner, RunnerThread
 from deploy.service.settings import Settings, is_loopback
@@ -94,6 +95,7 @@ def create_app(service: Service) -> FastAPI:
     answers.install(app)
     for routes in (job_routes, browse_routes, audit_routes, health_routes, docs_routes):
         app.include_router(routes.router)
+    app.include_router(page_routes.router)
     limits = RequestLimits(**service.settings.limits.model_dump())
     app.add_middleware(LimitRequests, limits=limits, exempt=frozenset({"/healthz", "/readyz", "/metrics"}))
     app.add_middleware(Measured, metrics=service.metrics)

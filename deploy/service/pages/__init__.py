@@ -1,0 +1,1 @@
+"""The pages for a browser: templates, one style sheet and scripts that ask the JSON API, nothing from elsewhere."""

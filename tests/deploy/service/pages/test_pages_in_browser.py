@@ -1,0 +1,266 @@
+"""The pages in a real browser: what they show, that they follow along, and that only those who may act can."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import threading
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import uvicorn
+import yaml
+from chromium import CHROMIUM, Browser
+
+from deploy.service.access import Role
+from deploy.service.app import build_service, create_app
+from deploy.service.context import Service
+from deploy.service.jobs import Job
+from deploy.service.settings import Settings
+from deploy.service.states import Delivery, State
+from pipeline.spec_file import validated
+
+pytestmark = [pytest.mark.browser, pytest.mark.slow]
+
+HOSTILE = "<img src=x onerror=alert(1)><script>alert(2)</script> {{ 7 * 7 }}"
+
+
+class Cluster:
+    """A cluster in this process, whose jobs write what the test says."""
+
+    address = "http://127.0.0.1:9"
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+        self.is_over = False
+
+    def session(self) -> str:
+        return "session"
+
+    def logs(self, _identifier: str) -> str:
+        return "".join(self.lines)
+
+    async def tail(self, _identifier: str) -> AsyncIterator[str]:
+        num_sent = 0
+        while True:
+            for line in self.lines[num_sent:]:
+                yield line
+                num_sent += 1
+            if self.is_over:
+                return
+            await asyncio.sleep(0.05)
+
+
+class Site:
+    """A service that listens on this machine."""
+
+    def __init__(self, folder: Path, *, has_policy: bool) -> None:
+        self.folder = folder
+        facts: dict[str, Any] = {
+            "database": f"sqlite:///{folder}/db",
+            "clusters": {"a": {"address": Cluster.address}},
+        }
+        if has_policy:
+            (folder / "policy.yaml").write_text(yaml.safe_dump({"teams": {"lab": {"write": [str(folder)]}}}))
+            facts["policy"] = str(folder / "policy.yaml")
+        self.service: Service = build_service(Settings.model_validate(facts))
+        # The test moves the jobs itself.
+        self.service.runners.clear()
+        self.cluster = Cluster()
+        self.service.clusters["a"] = self.cluster  # type: ignore[assignment]
+        self._server = uvicorn.Server(
+            uvicorn.Config(create_app(self.service), port=0, log_config=None, timeout_graceful_shutdown=1)
+        )
+        self._thread = threading.Thread(target=self._server.run)
+        self._thread.start()
+        while not self._server.started:
+            time.sleep(0.01)
+        self.url = f"http://127.0.0.1:{self._server.servers[0].sockets[0].getsockname()[1]}"
+
+    def close(self) -> None:
+        self.cluster.is_over = True
+        self._server.should_exit = True
+        self._thread.join()
+
+    def job(self, name: str, state: State = State.ACCEPTED, message: str = "", kind: str = "train") -> Job:
+        spec = validated(
+            {
+                "kind": kind, "name": name, "store": f"{self.folder}/store", "output": f"{self.folder}/out/{name}",
+                "dictionaries": [{"name": "d", "sources": ["h"], "num_latents": 64}],
+            },
+            where="test",
+        )  # fmt: skip
+        job, _ = self.service.jobs.accept(spec, cluster="a", owner="me", team="lab")
+        return self.move(job, state, message)
+
+    def move(self, job: Job, state: State, message: str = "") -> Job:
+        job = self.service.jobs.get(job.id)
+        delivery = Delivery.NONE if state in (State.ACCEPTED, State.WAITING) else Delivery.CONFIRMED
+        ended = time.time() if state.has_ended else None
+        progress = replace(
+            job.progress, state=state, delivery=delivery, message=message, started_s=time.time() - 65, ended_s=ended
+        )
+        changed = self.service.jobs.change(job, progress)
+        assert changed is not None
+        return changed
+
+
+@pytest.fixture
+def make_site(tmp_path: Path) -> Iterator[Callable[..., Site]]:
+    if CHROMIUM is None:
+        if os.environ.get("CI") == "true":
+            pytest.fail("Chromium is not installed; CI must test the pages: apt-get install chromium")
+        pytest.skip("Chromium is not installed (Debian: apt-get install chromium)")
+    made: list[Site] = []
+
+    def make_site(*, has_policy: bool = False) -> Site:
+        made.append(Site(tmp_path, has_policy=has_policy))
+        return made[-1]
+
+    yield make_site
+    for site in made:
+        site.close()
+
+
+@pytest.fixture
+def browser(tmp_path: Path) -> Iterator[Browser]:
+    with Browser(tmp_path / "profile") as browser:
+        yield browser
+
+
+def rows(browser: Browser) -> list[str]:
+    found: list[str] = browser.run("[...document.querySelectorAll('#rows tr')].map(row => row.innerText)")
+    return found
+
+
+def test_the_list_follows_along_without_losing_the_focus(make_site: Callable[..., Site], browser: Browser) -> None:
+    site = make_site()
+    first = site.job("first", State.WAITING, HOSTILE)
+    site.job("second", State.SUCCEEDED)
+    browser.open(f"{site.url}/")
+    browser.wait("document.querySelectorAll('#rows tr').length === 2")
+    assert browser.run("document.getElementById('sign-in').hidden")
+    assert HOSTILE in rows(browser)[1]
+    assert browser.run("document.querySelectorAll('#content img, #content script').length") == 0
+
+    browser.press("Tab", 9)
+    assert browser.run("document.activeElement.className") == "skip"
+    browser.run(f"document.querySelector('a[href=\"job?id={first.id}\"]').focus()")
+    browser.run("window.row = document.activeElement.closest('tr')")
+    site.move(first, State.RUNNING)
+    site.job("third")
+    browser.wait("window.row.innerText.includes('RUNNING')")
+    browser.wait("document.querySelectorAll('#rows tr').length === 3")
+    assert browser.run("document.activeElement.closest('tr') === window.row && window.row.isConnected")
+    assert "1:0" in browser.run("window.row.lastElementChild.innerText")
+    assert browser.run("document.getElementById('news').textContent") == f"{first.id} is now RUNNING"
+
+    browser.run("document.getElementById('name').focus()")
+    browser.type("second")
+    browser.press("Enter", 13, "\r")
+    browser.wait("document.querySelectorAll('#rows tr').length === 1")
+    assert browser.run("location.search") == "?name=second"
+    assert "1 job found" in browser.run("document.getElementById('count').textContent")
+    browser.run("history.back()")
+    browser.wait("document.querySelectorAll('#rows tr').length === 3")
+    assert browser.run("document.getElementById('name').value") == ""
+    assert browser.complaints == []
+
+
+def test_the_list_is_paged(make_site: Callable[..., Site], browser: Browser) -> None:
+    site = make_site()
+    for number in range(53):
+        site.job(f"job-{number}")
+    browser.open(f"{site.url}/")
+    assert browser.wait("document.getElementById('range').textContent") == "1 to 50 of 53"
+    browser.run("document.getElementById('older').click()")
+    browser.wait("document.getElementById('range').textContent === '51 to 53 of 53'")
+    assert [line.split("-")[1] for line in rows(browser)] == ["2", "1", "0"]
+    assert browser.run("document.getElementById('older').href") == ""
+    assert browser.complaints == []
+
+
+def test_a_job_is_followed_live_and_its_text_is_text(make_site: Callable[..., Site], browser: Browser) -> None:
+    site = make_site()
+    job = site.job("live", State.RUNNING)
+    site.cluster.lines += [f"{HOSTILE}\n", "collect: 1.50M/3.00M tokens, 12k tokens/s, 2:05 left\n"]
+    browser.open(f"{site.url}/job?id={job.id}")
+    browser.wait("document.querySelector('#tasks progress')?.value === 0.5")
+    assert HOSTILE in browser.run("document.getElementById('log').textContent")
+    assert browser.run("document.querySelectorAll('#content img, #content script').length") == 0
+    assert "1.50M of 3.00M tokens, 12k tokens/s, 2:05 left" in browser.run("document.getElementById('tasks').innerText")
+    site.cluster.lines.append('{"message": "collect: 2.25M/3.00M tokens, 12k tokens/s, 1:02 left"}\n')
+    browser.wait("document.querySelector('#tasks progress').value === 0.75")
+    site.cluster.lines.append(
+        '{"name": "live", "status": "SUCCEEDED", "seconds": {"total": 61}, "collection": null, "jobs": {}, '
+        '"dictionaries": {"d": {"fvu": 0.125, "l0": 32.0}}}\n'
+    )
+    site.cluster.is_over = True
+    site.move(job, State.SUCCEEDED)
+    browser.wait("document.getElementById('facts').innerText.includes('SUCCEEDED')")
+    browser.wait("document.getElementById('log-state').textContent === 'complete'")
+    assert browser.run("document.getElementById('figures').innerText").split() == [
+        "Dictionary", "FVU", "L0", "Dead", "CE", "recovered", "d", "0.125", "32",
+    ]  # fmt: skip
+    browser.run("document.querySelector('details').open = true")
+    spec = yaml.safe_load(browser.run("document.getElementById('spec').textContent"))
+    assert spec == dict(site.service.jobs.get(job.id).spec)
+    assert browser.complaints == []
+
+
+def test_a_token_is_asked_for_kept_from_addresses_and_opens_what_its_role_may(
+    make_site: Callable[..., Site], browser: Browser
+) -> None:
+    site = make_site(has_policy=True)
+    viewer = site.service.tokens.create("eve", Role.VIEWER, "lab")
+    submitter = site.service.tokens.create("sam", Role.SUBMITTER, "lab")
+    job = site.job("sae", State.RUNNING)
+    site.cluster.is_over = True
+    browser.open(f"{site.url}/job?id={job.id}")
+    browser.wait("!document.getElementById('sign-in').hidden")
+    assert browser.run("document.getElementById('page').hidden")
+    for secret, problem in (("hw_nonsense", "does not know this token"), (viewer, "")):
+        browser.wait("document.activeElement.id === 'token'")
+        browser.type(secret)
+        browser.press("Enter", 13, "\r")
+        browser.wait(f"document.getElementById('sign-in-problem').textContent.includes('{problem}')")
+    browser.wait("document.getElementById('facts').innerText.includes('RUNNING')")
+    assert browser.run("document.getElementById('who').textContent") == "eve, viewer of lab"
+    assert browser.run("document.getElementById('stop').hidden && document.getElementById('retry').hidden")
+    browser.wait("document.getElementById('log-state').textContent")
+    assert any("/logs?follow=true" in address for address in browser.addresses)
+    assert browser.run("document.cookie + JSON.stringify(localStorage)") == "{}"
+
+    browser.run("document.getElementById('forget').click()")
+    browser.wait("!document.getElementById('sign-in').hidden")
+    assert browser.run("sessionStorage.length") == 0
+    browser.wait("document.activeElement.id === 'token'")
+    browser.type(submitter)
+    browser.press("Enter", 13, "\r")
+    browser.wait("document.getElementById('stop') && !document.getElementById('stop').hidden")
+    browser.run("document.getElementById('stop').click()")
+    browser.wait("document.getElementById('confirm').open && document.activeElement.id === 'confirm-no'")
+    browser.press("Escape", 27)
+    browser.wait("!document.getElementById('confirm').open")
+    assert not site.service.jobs.get(job.id).progress.stop_asked
+    browser.run("document.getElementById('stop').click(); document.getElementById('confirm-yes').click()")
+    browser.wait("document.getElementById('facts').innerText.includes('stopping')")
+    assert site.service.jobs.get(job.id).progress.stop_asked
+
+    site.move(job, State.FAILED, HOSTILE)
+    browser.wait("!document.getElementById('retry').hidden")
+    assert browser.run("document.getElementById('message').textContent") == HOSTILE
+    browser.run("document.getElementById('retry').click(); document.getElementById('confirm-yes').click()")
+    # Submitting again is checked as any job is: this team may write there.
+    browser.wait("document.getElementById('attempts')?.children.length === 2")
+    assert browser.run("new URLSearchParams(location.search).get('id')") == f"{job.id[:-1]}1"
+    site.service.tokens.revoke("sam")
+    browser.wait("!document.getElementById('sign-in').hidden")
+    assert "any more" in browser.run("document.getElementById('sign-in-problem').textContent")
+    assert not any("hw_" in address for address in browser.addresses)
+    # A refused token is an answer of 401, which browsers note; nothing else may be amiss.
+    assert [each for each in browser.complaints if "401" not in each] == []
