@@ -118,8 +118,9 @@ class KillCollector:
 
     def collect(self, unit: int, attempt: int) -> Done:
         time.sleep(self._job.pause_s)
-        while (self._folder / f"hold.{unit}").exists():
+        while (self._folder / f"hold.{unit}").exists():  # no hang
             time.sleep(0.05)
+            self._steps += 1
         faults.strike(self._folder, "before_encode", unit)
         if faults.fires(self._folder, "hang", unit):
             time.sleep(3600)
