@@ -19,6 +19,7 @@ from starlette.exceptions import HTTPException
 from deploy.service.access import Role
 from deploy.service.answers import described
 from deploy.service.context import InService, Viewer
+from deploy.service.pages import evaluation_routes
 from schemas.versions import versions
 
 CONTENT_POLICY = (
@@ -37,7 +38,14 @@ HEADERS = {
 
 _TYPES = {".css": "text/css; charset=utf-8", ".js": "text/javascript; charset=utf-8"}
 
+FRAME_POLICY = (
+    "sandbox allow-scripts; default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data:; "
+    "base-uri 'none'; form-action 'none'; frame-ancestors 'self'"
+)
+"""Of the frame that a report is shown in: its scripts run, as those of a stranger that reaches nothing."""
+
 router = APIRouter()
+router.include_router(evaluation_routes.router)
 
 
 class Whoami(BaseModel):
@@ -79,6 +87,36 @@ def jobs() -> HTMLResponse:
 def job() -> HTMLResponse:
     """One attempt of a job, named by ``id``."""
     return _page("job")
+
+
+@router.get("/stores", include_in_schema=False)
+def stores() -> HTMLResponse:
+    """The stores at or below ``url``."""
+    return _page("stores")
+
+
+@router.get("/store", include_in_schema=False)
+def store() -> HTMLResponse:
+    """One store, named by ``url``."""
+    return _page("store")
+
+
+@router.get("/dictionaries", include_in_schema=False)
+def dictionaries() -> HTMLResponse:
+    """The dictionaries at or below ``url``, compared."""
+    return _page("dictionaries")
+
+
+@router.get("/dictionary", include_in_schema=False)
+def dictionary() -> HTMLResponse:
+    """One dictionary, named by ``url``."""
+    return _page("dictionary")
+
+
+@router.get("/report-frame", include_in_schema=False)
+def report_frame() -> HTMLResponse:
+    """An empty page that becomes the report which the page around it hands over."""
+    return HTMLResponse(_rendered("report_frame"), headers={**HEADERS, "Content-Security-Policy": FRAME_POLICY})
 
 
 @router.get("/assets/{name}", include_in_schema=False)

@@ -52,3 +52,9 @@ export function setFacts(list, pairs) {
     else if (!place.firstElementChild?.isEqualNode(value)) place.replaceChildren(value);
   });
 }
+
+/** A long path or name, which may break after its separators. */
+export function breakable(text) {
+  const parts = (text || "").split(/(?<=[/.,_@])/);
+  return el("span", {}, ...parts.flatMap((part, place) => (place ? [el("wbr"), part] : [part])));
+}

@@ -1,7 +1,7 @@
 /* One attempt of a job. */
 
 import { get, nowMs, post } from "./api.js";
-import { byId, el, reconcile, setAttribute, setFacts, setText } from "./dom.js";
+import { breakable, byId, el, reconcile, setAttribute, setFacts, setText } from "./dom.js";
 import { LogReader, follow, writeTo } from "./log.js";
 import { announce, begin, complain, watch } from "./page.js";
 import { showStatus } from "./status.js";
@@ -26,7 +26,7 @@ function show(job) {
   setText(byId("message"), job.message);
   setAttribute(byId("message"), "class", `message ${["FAILED", "LOST"].includes(job.status) ? "problem-text" : ""}`.trim());
   showStatus(badge, job);
-  const output = job.spec.output ? el("code", { text: job.spec.output }) : null;
+  const output = job.spec.output ? outputOf(job) : null;
   setFacts(byId("facts"), [
     ["Status", badge.cloneNode(true)], ["Time", runningTime(job, nowMs())], ["Attempt", String(job.attempt)],
     ["Cluster", job.cluster], ["Owner", `${job.owner}, team ${job.team}`], ["Accepted", when(job.accepted)],
@@ -41,6 +41,14 @@ function show(job) {
   if (status && status !== job.status) announce(`${job.name} is now ${job.status}`);
   status = job.status;
   showProgress();
+}
+
+/** Where it puts what it makes; once that is there, a way to it. */
+function outputOf(job) {
+  const text = el("code", {}, breakable(job.spec.output));
+  if (job.status !== "SUCCEEDED") return text;
+  const page = ["collect", "shuffle"].includes(job.kind) ? "stores" : "dictionaries";
+  return el("a", { href: `${page}?${new URLSearchParams({ url: job.spec.output })}` }, text);
 }
 
 function showAttempts(job) {

@@ -49,6 +49,8 @@ class Browser:
         self._session = self.call("Target.attachToTarget", targetId=page["targetId"], flatten=True)["sessionId"]
         for domain in ("Page", "Runtime", "Log", "Network"):
             self.call(f"{domain}.enable")
+        # Without it a page that nobody looks at gets no focus events.
+        self.call("Emulation.setFocusEmulationEnabled", enabled=True)
         self.resize(width, height)
 
     def __enter__(self) -> Self:
@@ -104,6 +106,25 @@ class Browser:
                 return value
             assert time.monotonic() < deadline, (script, self.run("document.body.innerText"), self.complaints)
             time.sleep(0.05)
+
+    def in_frame(self, script: str) -> Any:
+        """The value of an expression in the page's one frame as soon as it is true. A frame of no origin is a target
+        of its own."""
+        deadline = time.monotonic() + WAIT_S
+        page = self._session
+        while True:
+            self._session = ""
+            targets = self.call("Target.getTargets", filter=[{}])["targetInfos"]
+            if found := [each for each in targets if each["type"] == "iframe"]:
+                attached = self.call("Target.attachToTarget", targetId=found[0]["targetId"], flatten=True)
+                self._session = attached["sessionId"]
+                value = self.call("Runtime.evaluate", expression=script, returnByValue=True)["result"].get("value")
+                self._session = page
+                if value:
+                    return value
+            self._session = page
+            assert time.monotonic() < deadline, (script, self.complaints)
+            time.sleep(0.1)
 
     def press(self, key: str, code: int = 0, text: str = "") -> None:
         """A key of the keyboard, as a person presses it."""

@@ -19,7 +19,7 @@ from deploy.service.context import Service
 from deploy.service.settings import Settings
 
 FOLDER = Path(deploy.service.pages.__file__).parent
-PAGES = ["", "job"]
+PAGES = ["", "job", "stores", "store", "dictionaries", "dictionary"]
 MARKUP = re.compile(r"innerHTML|outerHTML|insertAdjacentHTML|document\.write\b|\beval\(|https?://(?!www\.w3\.org)")
 
 
