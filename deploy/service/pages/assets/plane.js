@@ -3,7 +3,7 @@
 import { figure } from "./words.js";
 
 const SVG = "http://www.w3.org/2000/svg";
-const BOX = { left: 58, right: 544, top: 14, bottom: 372 };
+const BOX = { left: 66, right: 544, top: 14, bottom: 372 };
 const MOST_NAMES = 14;
 
 function shape(name, attributes, text) {
@@ -57,10 +57,12 @@ export function draw(svg, points) {
     svg.append(shape("text", { x: BOX.left - 8, y: y.at(tick) + 4, "text-anchor": "end" }, String(tick)));
   }
   const middle = (BOX.top + BOX.bottom) / 2;
-  svg.append(shape("text", { class: "axis", x: (BOX.left + BOX.right) / 2, y: BOX.bottom + 38, "text-anchor": "middle" }, `L0, latents active in a row${x.isLog ? " (log)" : ""}`));
-  svg.append(shape("text", { class: "axis", x: 14, y: middle, "text-anchor": "middle", transform: `rotate(-90 14 ${middle})` }, `FVU${y.isLog ? " (log)" : ""}`));
+  const below = `L0, latents active in a row${x.isLog ? " (log)" : ""}`;
+  svg.append(shape("text", { class: "axis", x: (BOX.left + BOX.right) / 2, y: BOX.bottom + 38, "text-anchor": "middle" }, below));
+  svg.append(shape("text", { class: "axis", x: 13, y: middle, "text-anchor": "middle", transform: `rotate(-90 13 ${middle})` }, `FVU${y.isLog ? " (log)" : ""}`));
   for (const point of points) svg.append(mark(point, x.at(point.l0), y.at(point.fvu), points.length <= MOST_NAMES));
-  return `${points.length} ${points.length === 1 ? "dictionary" : "dictionaries"}. Filled points are held out, hollow ones the last training step. The table has the figures.`;
+  const many = `${points.length} ${points.length === 1 ? "dictionary" : "dictionaries"}`;
+  return `${many}. Filled points are held out, hollow ones the last training step. The table has the figures.`;
 }
 
 function mark(point, x, y, hasName) {

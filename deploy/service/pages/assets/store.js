@@ -20,7 +20,10 @@ function showEntry(entry) {
     ["Keeping", keeping(entry)], ["Created", date(entry.created_s)], ["Last used", date(entry.last_used_s) || "never"],
     ["Group", entry.group ? el("a", { href: `stores?${new URLSearchParams({ url: entry.group })}`, text: shortName(entry.group) }) : null],
   ]);
-  setFacts(byId("provenance"), [["Model", entry.model ? breakable(entry.model) : null], ["Corpus", entry.corpus ? breakable(entry.corpus) : null], ["Fingerprint", code(entry.fingerprint)], ["Token table", code(entry.table_fingerprint)]]);
+  setFacts(byId("provenance"), [
+    ["Model", entry.model ? breakable(entry.model) : null], ["Corpus", entry.corpus ? breakable(entry.corpus) : null],
+    ["Fingerprint", code(entry.fingerprint)], ["Token table", code(entry.table_fingerprint)],
+  ]);
 }
 
 function point([name, facts]) {

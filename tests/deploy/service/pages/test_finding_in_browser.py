@@ -65,7 +65,7 @@ def test_dictionaries_are_compared_and_a_report_reaches_nothing(
     places = f"{circles}.map(each => [each.cx.baseVal.value, each.cy.baseVal.value])"
     found = sorted(browser.run(places))
     assert found[0][1] < found[1][1] < found[2][1]
-    assert all(58 < x < 544 and 14 < y < 372 for x, y in found)
+    assert all(66 < x < 544 and 14 < y < 372 for x, y in found)
     assert browser.run("document.querySelectorAll('#plane .hollow').length") == 2
     table = browser.run("[...document.querySelectorAll('#rows tr')].map(each => each.cells[1].innerText)")
     assert table == ["8", "16", "120"]
