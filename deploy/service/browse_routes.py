@@ -43,7 +43,7 @@ def plan(body: PlanRequest, service: InService, who: Submitter) -> Plan:
     require_no_code(body.spec)
     from pipeline.planning import jobs
 
-    with _slot(), _storage_errors():
+    with slot(), storage_errors():
         return jobs.plan(body.spec, body.assumptions)
 
 
@@ -53,10 +53,10 @@ def stores(
     fingerprint: Words = "", limit: Limit = 100, offset: Offset = 0,
 ) -> StorePage:  # fmt: skip
     """The stores at or below a URL, without one below all places that your team may read."""
-    with _slot(), _storage_errors():
+    with slot(), storage_errors():
         found = [
             entry
-            for place in _places(service, who, url)
+            for place in places_of(service, who, url)
             for entry in find_stores(
                 [place], model=model, corpus=corpus, hook_point=hook_point, fingerprint=fingerprint
             )
@@ -67,8 +67,8 @@ def stores(
 @router.get("/store", responses=described(404, 409, 502))
 def store(service: InService, who: Viewer, url: Url) -> dict[str, Any]:
     """Size, layout, provenance and statistics of one store."""
-    _require_readable(service, who, url)
-    with _slot(), _storage_errors():
+    require_readable(service, who, url)
+    with slot(), storage_errors():
         facts: dict[str, Any] = plain(inspection.store_facts(url))
     return facts
 
@@ -78,24 +78,24 @@ def dictionaries(
     service: InService, who: Viewer, url: Url = "", limit: Limit = 100, offset: Offset = 0
 ) -> DictionaryPage:
     """The trained dictionaries at or below a URL, without one below all places that your team may read."""
-    with _slot(), _storage_errors():
-        found = [_row(record) for record in inspection.all_dictionary_records(_places(service, who, url))]
+    with slot(), storage_errors():
+        found = [row_of(record) for record in inspection.all_dictionary_records(places_of(service, who, url))]
     return DictionaryPage(dictionaries=found[offset : offset + limit], total=len(found))
 
 
 @router.get("/dictionary", responses=described(404, 409, 502))
 def dictionary(service: InService, who: Viewer, url: Url) -> list[dict[str, Any]]:
     """The whole record of a dictionary, or of each in the folder of a train job: spec, provenance, metrics."""
-    _require_readable(service, who, url)
-    with _slot(), _storage_errors():
+    require_readable(service, who, url)
+    with slot(), storage_errors():
         return inspection.dictionary_records(url)
 
 
 @router.get("/evaluation", responses=described(404, 409, 502))
 def evaluation(service: InService, who: Viewer, url: Url) -> dict[str, Any]:
     """The figures of an evaluation: what ``evaluation.json`` in the output of an evaluate job holds."""
-    _require_readable(service, who, url)
-    with _slot(), _storage_errors():
+    require_readable(service, who, url)
+    with slot(), storage_errors():
         folder = Objects(url)
         if not folder.exists(_EVALUATION):
             raise MissingError(f"no {_EVALUATION} at {url}: expected the output of an evaluate job that has finished")
@@ -106,17 +106,17 @@ def evaluation(service: InService, who: Viewer, url: Url) -> dict[str, Any]:
     return found
 
 
-def _places(service: Service, who: Principal, url: str) -> list[str]:
+def places_of(service: Service, who: Principal, url: str) -> list[str]:
     """The URL, checked, or all places that the team may read and that are there."""
     if url:
-        _require_readable(service, who, url)
+        require_readable(service, who, url)
         return [url]
     if service.policy is None:
         raise SpecError("url: required, since this service has no policy that names places; give a folder or URL")
     return [place for place in service.policy.readable(who) if any(Objects(place).children())]
 
 
-def _require_readable(service: Service, who: Principal, url: str) -> None:
+def require_readable(service: Service, who: Principal, url: str) -> None:
     if service.policy is not None:
         service.policy.require_readable(url, who)
         return
@@ -127,7 +127,7 @@ def _require_readable(service: Service, who: Principal, url: str) -> None:
 
 
 @contextmanager
-def _slot() -> Iterator[None]:
+def slot() -> Iterator[None]:
     if not _slots.acquire(timeout=30):
         raise BusyError("the service is busy with other plans and searches; try again in a moment")
     try:
@@ -137,7 +137,7 @@ def _slot() -> Iterator[None]:
 
 
 @contextmanager
-def _storage_errors() -> Iterator[None]:
+def storage_errors() -> Iterator[None]:
     """What storage says that is none of our errors: no permission, a file where a folder is expected."""
     from schemas.errors import HeadworksError
 
@@ -149,7 +149,7 @@ def _storage_errors() -> Iterator[None]:
         raise UnreachableError(f"the storage does not give it: {error}") from error
 
 
-def _row(record: dict[str, Any]) -> DictionaryRow:
+def row_of(record: dict[str, Any]) -> DictionaryRow:
     spec = record["spec"]
     return DictionaryRow(
         url=record["url"], name=spec["name"], sources=record["d_source"], targets=record["d_target"],

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from deploy import inspection
 from deploy.service.answers import described, described_beside_text
-from deploy.service.browse_routes import Limit, Offset, Url, _places, _require_readable, _row, _slot, _storage_errors
+from deploy.service.browse_routes import Limit, Offset, Url, places_of, require_readable, row_of, slot, storage_errors
 from deploy.service.context import InService, Viewer
 from deploy.service.views import DictionaryRow
 from pipeline.store.objects import Objects
@@ -104,8 +104,8 @@ class _Evaluation(BaseModel):
 def comparison(service: InService, who: Viewer, url: Url = "", limit: Limit = 100, offset: Offset = 0) -> Comparison:
     """The dictionaries at or below a URL, or below all places that your team may read, each with what the evaluations
     that lie there too measured of the same weights."""
-    with _slot(), _storage_errors():
-        places = _places(service, who, url)
+    with slot(), storage_errors():
+        places = places_of(service, who, url)
         records = inspection.all_dictionary_records(places)
         measured: dict[str, list[HeldOut]] = {}
         for place in places:
@@ -121,8 +121,8 @@ def comparison(service: InService, who: Viewer, url: Url = "", limit: Limit = 10
 def report(service: InService, who: Viewer, url: Url) -> HTMLResponse:
     """The report of an evaluation: one page with scripts of its own, so it comes as a file to save. Never show it at
     the service's address but in a frame that is sandboxed."""
-    _require_readable(service, who, url)
-    with _slot(), _storage_errors():
+    require_readable(service, who, url)
+    with slot(), storage_errors():
         folder = Objects(url)
         if not folder.exists(_REPORT):
             raise MissingError(f"no {_REPORT} at {url}: expected the output of an evaluate job that has finished")
@@ -131,7 +131,7 @@ def report(service: InService, who: Viewer, url: Url) -> HTMLResponse:
 
 def _compared(record: dict[str, Any], measured: dict[str, list[HeldOut]]) -> Compared:
     digest = record["weights_sha256"]
-    row = _row(record).model_dump()
+    row = row_of(record).model_dump()
     return Compared(**row, weights_sha256=digest, evaluations=measured.get(digest, []))
 
 
