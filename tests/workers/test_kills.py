@@ -214,7 +214,7 @@ def test_ctrl_c_stops_the_job_and_not_only_the_driver(
     cluster: KillCluster, tmp_path: Path, undisturbed: dict[str, Any]
 ) -> None:
     job = kill_job(tmp_path)
-    slow = type(job)(**{**job.__dict__, "pause_s": 0.5})
+    slow = type(job)(**{**job.__dict__, "pause_s": 1.0})
     summary: dict[str, Any] = {}
     driver = threading.Thread(target=lambda: summary.update(cluster.run(slow, [])))
     driver.start()
