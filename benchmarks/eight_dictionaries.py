@@ -23,7 +23,7 @@ from pipeline.training import engine
 from pipeline.training.world import SingleWorld
 from schemas.train import TrainSpec
 
-D_MODEL, NUM_LATENTS, BATCH_ROWS, NUM_ROWS, THREADS, NUM, ROUNDS, REPEATS = 576, 4608, 4096, 2**15, 2, 8, 1, 3
+D_MODEL, NUM_LATENTS, BATCH_ROWS, NUM_ROWS, THREADS, NUM, ROUNDS, REPEATS = 576, 4608, 4096, 2**15, 2, 8, 3, 3
 
 
 def spec(store: str, output: str, seeds: list[int], num_tokens: int = 0) -> TrainSpec:
@@ -69,8 +69,8 @@ def measure() -> dict[str, Any]:
         seconds_of(spec(store, f"{folder}/warm", [0], num_tokens=BATCH_ROWS))
         together, apart = [], []
         for turn in range(ROUNDS):
-            together.append(seconds_of(spec(store, f"{folder}/{turn}/all", list(range(NUM)))))
             apart.append(sum(seconds_of(spec(store, f"{folder}/{turn}/{seed}", [seed])) for seed in range(NUM)))
+            together.append(seconds_of(spec(store, f"{folder}/{turn}/all", list(range(NUM)))))
     return {
         "threads": THREADS, "d_model": D_MODEL, "num_latents": NUM_LATENTS, "batch_rows": BATCH_ROWS,
         "rows": NUM_ROWS, "dictionaries": NUM, "one_run_s": min(together), "eight_runs_s": min(apart),
