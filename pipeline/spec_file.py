@@ -14,10 +14,10 @@ import os
 import re
 from collections.abc import Hashable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from pipeline.spec_errors import explained
 from schemas.errors import MissingError, SpecError, nearest
@@ -25,6 +25,8 @@ from schemas.pipeline import JOB_ADAPTER, AnyJob
 
 ALLOWED_ENV = "HEADWORKS_ALLOWED_ENV"
 """Environment variable of the operator: names that specs may interpolate, separated by commas."""
+
+Model = TypeVar("Model", bound=BaseModel)
 
 _ENV = re.compile(r"\$\{env:([^}]*)\}")
 _STEP = re.compile(r"\.?([^.\[\]=]+)|\[([^\[\]]+)\]")
@@ -45,6 +47,22 @@ def load_job(path: str | os.PathLike[str], overrides: Iterable[str] = ()) -> Any
     for override in overrides:
         override_field(data, override)
     return validated(interpolated(data, where=str(path)), where=str(path))
+
+
+def read_yaml(path: str | os.PathLike[str], model: type[Model], what: str) -> Model:
+    """The ``model`` that a YAML file holds which is no job; ``what`` it is called where there is none.
+
+    Raises:
+        MissingError: there is no such file. SpecError: naming every wrong field.
+    """
+    try:
+        text = Path(path).read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise MissingError(f"no {what} at {path}: {error}") from error
+    try:
+        return model.model_validate(parse_yaml(text, where=str(path)) or {})
+    except ValidationError as error:
+        raise SpecError(f"{path}: " + "; ".join(explained(error, model))) from None
 
 
 def validated(data: Any, *, where: str) -> AnyJob:

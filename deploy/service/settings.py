@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import ipaddress
 import os
-from pathlib import Path
 from typing import Annotated
 
-from pydantic import AfterValidator, Field, PositiveFloat, PositiveInt, ValidationError
+from pydantic import AfterValidator, Field, PositiveFloat, PositiveInt
 
-from pipeline.spec_errors import explained
-from pipeline.spec_file import parse_yaml
-from schemas.errors import MissingError, SpecError
+from pipeline.spec_file import read_yaml
 from schemas.fields import Name, Spec, require_no_credentials
 
 
@@ -97,14 +94,7 @@ def read_settings(path: str | os.PathLike[str]) -> Settings:
     Raises:
         MissingError: there is none. SpecError: naming every wrong field.
     """
-    try:
-        text = Path(path).read_text("utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise MissingError(f"no settings at {path}: {error}") from error
-    try:
-        return Settings.model_validate(parse_yaml(text, where=str(path)) or {})
-    except ValidationError as error:
-        raise SpecError(f"{path}: " + "; ".join(explained(error, Settings))) from None
+    return read_yaml(path, Settings, "settings")
 
 
 def is_loopback(host: str) -> bool:

@@ -7,8 +7,6 @@ import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from pydantic import ValidationError
-
 from pipeline.collection.snapshots import require_snapshots, snapshot_jobs
 from pipeline.planning.collection import PlannedStore, plan_collection
 from pipeline.planning.live import with_feeds
@@ -17,15 +15,14 @@ from pipeline.planning.space import disk_of, require_quota
 from pipeline.planning.stages import stages
 from pipeline.planning.table import PlannedTable, planned_table
 from pipeline.planning.training import plan_training
-from pipeline.spec_errors import explained
-from pipeline.spec_file import parse_yaml
+from pipeline.spec_file import read_yaml
 from pipeline.spec_paths import anchored
 from pipeline.store import layout
 from pipeline.store.joined import group_urls
 from pipeline.store.objects import Objects
 from pipeline.training.points import points_of
 from schemas.collect import CollectSpec
-from schemas.errors import MissingError, ResourceError, SpecError
+from schemas.errors import ResourceError
 from schemas.fields import about_bytes
 from schemas.pipeline import AnyJob, PipelineSpec
 from schemas.plan import JobPlan, Plan, PlanAssumptions
@@ -104,14 +101,7 @@ def read_assumptions(path: str | os.PathLike[str]) -> PlanAssumptions:
     Raises:
         MissingError: there is none. SpecError: naming every wrong field.
     """
-    try:
-        text = Path(path).read_text("utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise MissingError(f"no prices at {path}: {error}") from error
-    try:
-        return PlanAssumptions.model_validate(parse_yaml(text, where=str(path)) or {})
-    except ValidationError as error:
-        raise SpecError(f"{path}: " + "; ".join(explained(error, PlanAssumptions))) from error
+    return read_yaml(path, PlanAssumptions, "prices")
 
 
 def _require_room(jobs: Sequence[CollectSpec], plans: Sequence[JobPlan]) -> None:
