@@ -12,7 +12,6 @@ from pathlib import Path
 
 import pytest
 
-from deploy.cli import main
 from pipeline.store.leases import held
 from pipeline.store.objects import Objects
 
@@ -20,20 +19,6 @@ from pipeline.store.objects import Objects
 sys.path.insert(0, str(Path(__file__).parents[1] / "pipeline" / "collection"))
 
 Run = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def headworks(capsys: pytest.CaptureFixture[str]) -> Run:
-    """Runs a command line in this process: ``(exit code, stdout, stderr)``."""
-
-    def run(*words: str) -> tuple[int, str, str]:
-        with pytest.raises(SystemExit) as ended:
-            main(words)
-        said = capsys.readouterr()
-        assert isinstance(ended.value.code, int)
-        return ended.value.code, said.out, said.err
-
-    return run
 
 
 @pytest.fixture(scope="module")

@@ -11,27 +11,12 @@ import numpy as np
 import pytest
 
 import headworks as face
-from deploy.cli import main
 from pipeline.store.rows import TokenRows
 from pipeline.store.writer import StoreWriter
 from schemas.fingerprint import fingerprint
 from schemas.store import PassRecord, StoreRecord
 
 Run = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def headworks(capsys: pytest.CaptureFixture[str]) -> Run:
-    """Runs a command line in this process: ``(exit code, stdout, stderr)``."""
-
-    def run(*words: str) -> tuple[int, str, str]:
-        with pytest.raises(SystemExit) as ended:
-            main(words)
-        said = capsys.readouterr()
-        assert isinstance(ended.value.code, int)
-        return ended.value.code, said.out, said.err
-
-    return run
 
 
 @pytest.fixture

@@ -10,26 +10,16 @@ from pathlib import Path
 import pytest
 from sqlalchemy import text
 
-from deploy.cli import main
 from deploy.service.access import Principal, Role, Tokens
 from deploy.service.database import open_database
 
 Run = Callable[..., tuple[int, str, str]]
 
 
-@pytest.fixture
-def headworks(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
-    """Runs a command line in this process on one database: ``(exit code, stdout, stderr)``."""
+@pytest.fixture(autouse=True)
+def database(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The one that all commands of a test are about."""
     monkeypatch.setenv("HEADWORKS_DATABASE", f"sqlite:///{tmp_path}/db")
-
-    def run(*words: str) -> tuple[int, str, str]:
-        with pytest.raises(SystemExit) as ended:
-            main(words)
-        said = capsys.readouterr()
-        assert isinstance(ended.value.code, int)
-        return ended.value.code, said.out, said.err
-
-    return run
 
 
 def test_a_token_from_its_making_to_its_end(headworks: Run, tmp_path: Path) -> None:
