@@ -56,13 +56,22 @@ def read_yaml(path: str | os.PathLike[str], model: type[Model], what: str) -> Mo
         MissingError: there is no such file. SpecError: naming every wrong field.
     """
     try:
+        return model.model_validate(yaml_data(path, what) or {})
+    except ValidationError as error:
+        raise SpecError(f"{path}: " + "; ".join(explained(error, model))) from None
+
+
+def yaml_data(path: str | os.PathLike[str], what: str) -> Any:
+    """What a YAML file holds which is no job; None if it is empty.
+
+    Raises:
+        MissingError: there is no such file. SpecError: it is no YAML.
+    """
+    try:
         text = Path(path).read_text("utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise MissingError(f"no {what} at {path}: {error}") from error
-    try:
-        return model.model_validate(parse_yaml(text, where=str(path)) or {})
-    except ValidationError as error:
-        raise SpecError(f"{path}: " + "; ".join(explained(error, model))) from None
+    return parse_yaml(text, where=str(path))
 
 
 def validated(data: Any, *, where: str) -> AnyJob:

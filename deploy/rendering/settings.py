@@ -5,14 +5,13 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
 from pipeline.spec_errors import explained
-from pipeline.spec_file import override_field, parse_yaml
-from schemas.errors import MissingError, SpecError
+from pipeline.spec_file import override_field, yaml_data
+from schemas.errors import SpecError
 from schemas.rendering import RenderSettings
 
 
@@ -39,11 +38,7 @@ def read_settings(
 
 
 def _read(path: str | os.PathLike[str]) -> dict[str, Any]:
-    try:
-        text = Path(path).read_text("utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise MissingError(f"no settings at {path}: {error}") from error
-    data = parse_yaml(text, where=str(path))
+    data = yaml_data(path, "settings")
     if data is None:
         return {}
     if not isinstance(data, dict):
