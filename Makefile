@@ -11,7 +11,7 @@ export RAY_ENABLE_UV_RUN_RUNTIME_ENV := 0
 export RAY_USAGE_STATS_ENABLED := 0
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: setup demo test test-slow test-long test-kills check format bench peers lock clean
+.PHONY: setup demo test test-slow test-again test-long test-kills check format bench peers lock clean
 
 setup: $(READY)
 
@@ -32,6 +32,10 @@ test: setup
 
 test-slow: setup
 	$(BIN)/python -m pytest -n $(TEST_JOBS) --dist loadfile --no-loadscope-reorder -m slow --timeout 900 --durations 15
+
+# The tests that failed last, one by one, slow ones too.
+test-again: setup
+	$(BIN)/python -m pytest --last-failed --last-failed-no-failures none -m 'not long' --timeout 900
 
 # Studies and examples at full length, and what the slow tests show on less: ten minutes.
 test-long: setup

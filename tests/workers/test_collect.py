@@ -163,10 +163,12 @@ def test_what_the_user_must_mend_comes_out_as_it_was_raised(
 
 def test_a_unit_that_always_fails_is_named(make_spec: Callable[..., CollectSpec], tmp_path: Path) -> None:
     spec = make_spec(tmp_path / "store", workers={"num_workers": 1, "max_attempts": 2, "max_set_aside": 0})
-    with pytest.raises(JobError, match=r"unit 0 failed 2 times.*always in unit 0"):
+    # A worker has several units at once: any of them may be the first to fail for good.
+    with pytest.raises(JobError, match=r"unit (\d+) failed 2 times.*always in unit \1") as caught:
         run_collect(spec, actor_class=faults.failing_collector("bug"))
     (unit,) = SetAsideRecord.model_validate_json((tmp_path / "store.set_aside.json").read_text()).units
-    assert (unit.unit, unit.errors, unit.deaths) == (0, 2, 0)
+    assert (unit.errors, unit.deaths) == (2, 0)
+    assert f"unit {unit.unit} failed 2 times" in str(caught.value)
 
 
 def test_an_unknown_hook_point_names_the_nearest(make_spec: Callable[..., CollectSpec], tmp_path: Path) -> None:
