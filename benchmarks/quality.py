@@ -42,7 +42,7 @@ NUM_LATENTS, K, STEPS, BATCH, THREADS = 4608, 32, 1000, 1024, 2
 DEAD_AFTER = 50_000
 OPTIMISER = {"kind": "adam", "beta2": 0.99}
 MULTIPLES = {"decoder": 6}
-PEERS = {"dictionary_learning": (5e-4, 1e-3), "sparsify": (5e-3, 1e-3), "sae_lens": (5e-4, 1e-3)}
+PEERS = {"dictionary_learning": (1e-3, 2e-3), "sparsify": (5e-3, 1e-3), "sae_lens": (1e-3, 2e-3)}
 RATE, SEEDS = 1.5e-3, (0, 1)
 SCHEDULE = Schedule(warmup_fraction=0.1, decay_fraction=0.8)
 

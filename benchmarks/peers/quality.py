@@ -2,8 +2,8 @@
 
 Usage: quality.py LIBRARY FOLDER RATE STEPS BATCH LATENTS K DEAD_AFTER THREADS
 FOLDER has train.npy and held_out.npy, float32 [rows, d_model], scaled to a mean norm of sqrt(d_model), and order.npy,
-the training rows of each step. Each library trains with its own trainer's loss and optimiser: linear warm-up over 2 %
-and decay over the last 20 % of the steps where it knows schedules, auxiliary loss for latents that did not fire in
+the training rows of each step. Each library trains with its own trainer's loss and optimiser, and with the schedule
+that ours has where it knows schedules: linear warm-up over 10 % and decay over the last 80 % of the steps. Auxiliary loss for latents that did not fire in
 DEAD_AFTER rows where it knows one (its own default is millions of rows, more than this run has).
 Prints one JSON line: fvu, dead (latents that no held-out row has on), l0, seconds.
 """
@@ -22,7 +22,7 @@ import torch
 Step = Callable[[int, torch.Tensor], None]
 Model = Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
 """Rows -> (codes [B, F], reconstructions)."""
-WARMUP, DECAY = 0.02, 0.2
+WARMUP, DECAY = 0.1, 0.8
 
 
 def dictionary_learning(d: int, latents: int, k: int, rate: float, steps: int, dead_after: int) -> tuple[Step, Model]:
@@ -89,7 +89,7 @@ def sae_lens(d: int, latents: int, k: int, rate: float, steps: int, dead_after: 
     batch = 1024
     sae = TopKTrainingSAE(TopKTrainingSAEConfig(d_in=d, d_sae=latents, k=k))
     config = SAETrainerConfig(
-        total_training_samples=steps * batch, device="cpu", autocast=False, lr=rate, lr_end=rate / 10,
+        total_training_samples=steps * batch, device="cpu", autocast=False, lr=rate, lr_end=0.0,
         lr_scheduler_name="constant", lr_warm_up_steps=int(WARMUP * steps), adam_beta1=0.9, adam_beta2=0.999,
         lr_decay_steps=int(DECAY * steps), n_restart_cycles=1, train_batch_size_samples=batch,
         dead_feature_window=max(1, dead_after // batch), feature_sampling_window=10**6, n_checkpoints=0,
