@@ -21,7 +21,7 @@ from typing import Any
 from sqlalchemy import Column, Engine, Float, String, Table, insert, select, update
 from sqlalchemy.exc import IntegrityError
 
-from deploy.service.database import metadata, reading
+from deploy.service.database import metadata, reading, writing
 from schemas.errors import MismatchError, MissingError, SpecError, nearest
 from schemas.fields import is_name
 
@@ -119,7 +119,7 @@ class Tokens:
             "created": now, "expires": expires,
         }  # fmt: skip
         try:
-            with self._engine.begin() as connection:
+            with writing(self._engine) as connection:
                 connection.execute(insert(tokens).values(row))
         except IntegrityError as error:
             raise MismatchError(f"there is, or was, a token named {name!r} already; give another name") from error
@@ -146,7 +146,7 @@ class Tokens:
         Raises:
             MissingError: there is none of that name.
         """
-        with self._engine.begin() as connection:
+        with writing(self._engine) as connection:
             found = connection.execute(select(tokens.c.revoked).where(tokens.c.name == name)).first()
             if found is not None and found.revoked is None:
                 connection.execute(update(tokens).where(tokens.c.name == name).values(revoked=self._clock()))
@@ -164,7 +164,7 @@ class Tokens:
         step = now - now % LAST_USED_STEP_S
         if last_used is not None and last_used >= step:
             return
-        with self._engine.begin() as connection:
+        with writing(self._engine) as connection:
             connection.execute(update(tokens).where(tokens.c.id == identifier).values(last_used=step))
 
 

@@ -15,11 +15,12 @@ from deploy.service.clusters import RayCluster
 from deploy.service.context import Service
 from deploy.service.database import open_database
 from deploy.service.jobs import Jobs
+from deploy.service.kept_logs import KeptLogs, LogKeeper
 from deploy.service.limits import LimitRequests, RequestLimits, Slots
 from deploy.service.metrics import Measured, Metrics
 from deploy.service.pages import page_routes
 from deploy.service.policy import load_policy
-from deploy.service.runner import Runner, RunnerThread
+from deploy.service.runner import RoundsThread, Runner, RunnerThread
 from deploy.service.settings import Settings, is_loopback
 from schemas.errors import UserError
 from schemas.versions import versions
@@ -41,6 +42,11 @@ def build_service(settings: Settings) -> Service:
     jobs = Jobs(engine)
     clusters = {name: RayCluster(name, each) for name, each in settings.clusters.items()}
     runners = {name: RunnerThread(Runner(name, cluster, jobs), settings.poll_s) for name, cluster in clusters.items()}
+    kept_logs = KeptLogs(engine)
+    keepers = [
+        RoundsThread(LogKeeper(name, cluster, kept_logs), settings.poll_s, "keeper")
+        for name, cluster in clusters.items()
+    ]
     policy = load_policy(settings.policy) if settings.policy else None
     return Service(
         settings,
@@ -51,6 +57,8 @@ def build_service(settings: Settings) -> Service:
         policy,
         clusters,
         runners,
+        kept_logs,
+        keepers,
         Metrics(jobs, runners),
         Slots(settings.limits.streams, settings.limits.streams_of_one),
     )
@@ -80,10 +88,11 @@ def create_app(service: Service) -> FastAPI:
 
     @asynccontextmanager
     async def life(_app: FastAPI) -> AsyncIterator[None]:
-        for thread in service.runners.values():
+        threads = [*service.runners.values(), *service.keepers]
+        for thread in threads:
             thread.start()
         yield
-        for thread in service.runners.values():
+        for thread in threads:
             await run_sync(thread.stop)
         service.engine.dispose()
 

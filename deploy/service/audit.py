@@ -20,7 +20,7 @@ from sqlalchemy import DDL, Column, Engine, Float, Integer, String, Table, Text,
 from sqlalchemy.exc import IntegrityError
 
 from deploy.service.access import Principal
-from deploy.service.database import metadata, reading
+from deploy.service.database import metadata, reading, writing
 from pipeline.logs import redacted, redacted_facts
 from schemas.errors import BusyError, CorruptionError
 from schemas.fingerprint import canonical_json
@@ -174,7 +174,7 @@ class Audit:
         return head
 
     def _append(self, content: Mapping[str, Any]) -> AuditRecord:
-        with self._engine.begin() as connection:
+        with writing(self._engine) as connection:
             newest = select(audit.c.sequence, audit.c.digest).order_by(audit.c.sequence.desc()).limit(1)
             last = connection.execute(newest).first()
             row = {"sequence": last.sequence + 1 if last else 1, **content}

@@ -16,10 +16,11 @@ from deploy.service.access import Principal, Role, Tokens
 from deploy.service.audit import Audit
 from deploy.service.clusters import RayCluster
 from deploy.service.jobs import Jobs
+from deploy.service.kept_logs import KeptLogs
 from deploy.service.limits import Slots
 from deploy.service.metrics import Metrics
 from deploy.service.policy import Policy
-from deploy.service.runner import RunnerThread
+from deploy.service.runner import RoundsThread, RunnerThread
 from deploy.service.settings import Settings, is_loopback
 from deploy.service.views import ClusterView
 from schemas.errors import ForbiddenError, SpecError, nearest
@@ -51,6 +52,9 @@ class Service:
     """None: on this machine alone, without tokens; then everything is allowed to whoever is here."""
     clusters: dict[str, RayCluster]
     runners: dict[str, RunnerThread]
+    kept_logs: KeptLogs
+    keepers: list[RoundsThread]
+    """Threads that fetch the logs of jobs that have ended."""
     metrics: Metrics
     streams: Slots
     looks: Looks = field(default_factory=Looks)

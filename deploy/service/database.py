@@ -7,8 +7,9 @@ What has been committed outlives ``kill -9`` and, with SQLite's full synchronisa
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 from sqlalchemy import Connection, Engine, MetaData, create_engine, event, text
@@ -22,14 +23,15 @@ metadata = MetaData()
 
 _BUSY_TIMEOUT_MS = 10_000
 _READ_ONLY = "headworks_read_only"
+_turn = Lock()
 _DRIVERS = {"sqlite": "sqlite+pysqlite", "postgresql": "postgresql+psycopg", "postgres": "postgresql+psycopg"}
 
 
 def open_database(url: str) -> Engine:
     """The database at ``sqlite:///FILE``, ``sqlite://`` (in memory, for tests) or ``postgresql://HOST/NAME``.
 
-    Modules with tables must be imported before. On SQLite every ``begin()`` takes the write lock at once, so that what
-    a transaction reads still holds when it writes; readers that do not write take ``reading``.
+    Modules with tables must be imported before. Transactions are ``writing`` and ``reading``. On SQLite every other
+    ``begin()`` takes the write lock at once, too, so that what a transaction reads still holds when it writes.
 
     Raises:
         SpecError: not such a URL. MissingError: the driver is not installed. UnreachableError: it does not open.
@@ -57,6 +59,17 @@ def shown(url: str) -> str:
 def reading(engine: Engine) -> Iterator[Connection]:
     """A transaction that writes nothing and waits for no writer."""
     with engine.connect().execution_options(**{_READ_ONLY: True}) as connection, connection.begin():
+        yield connection
+
+
+@contextmanager
+def writing(engine: Engine) -> Iterator[Connection]:
+    """A transaction that may write, committed at the end of the block; it must not be opened within another.
+
+    Threads of this process take turns before SQLite's own lock: whom that keeps waiting sleeps up to 100 ms at a time,
+    and may be overtaken again and again.
+    """
+    with _turn if engine.dialect.name == "sqlite" else nullcontext(), engine.begin() as connection:
         yield connection
 
 

@@ -90,12 +90,15 @@ def inspect(job_id: JobId, service: InService, who: Viewer) -> JobDetail:
     responses=described_beside_text(404, 409, 502) | {200: {"content": {"text/plain": {"schema": {"type": "string"}}}}},
 )
 async def logs(job_id: JobId, service: InService, who: Viewer, _slot: StreamSlot, follow: bool = False) -> Response:
-    """What a job has written so far; with ``follow`` the answer goes on, as it writes, until the job ends."""
+    """What a job has written so far; with ``follow`` the answer goes on, as it writes, until the job ends. The service
+    keeps it from then on, of a very long one the beginning and the end."""
     job = await run_sync(service.jobs.get, job_id, team_of(who))
     if follow:
         return StreamingResponse(_followed(service, job_id), media_type="text/plain; charset=utf-8")
     if job.progress.delivery is not Delivery.CONFIRMED:
         return PlainTextResponse("")
+    if kept := await run_sync(_kept_log, service, job):
+        return PlainTextResponse(kept)
     if job.progress.state is State.LOST:
         raise MissingError(f"there is no log of {job_id} any more: {job.progress.message}")
     return PlainTextResponse(redacted(await run_sync(_cluster_log, service, job)))
@@ -153,6 +156,11 @@ def _wake(service: Service, job: Job) -> None:
         service.runners[job.cluster].wake()
 
 
+def _kept_log(service: Service, job: Job) -> str:
+    """Empty where none is kept, or not yet."""
+    return (service.kept_logs.find(job.id) or "") if job.progress.state.has_ended else ""
+
+
 def _cluster_log(service: Service, job: Job) -> str:
     if job.cluster not in service.clusters:
         raise MissingError(f"cluster {job.cluster!r}, which has the log of {job.id}, is not in the settings any more")
@@ -164,6 +172,9 @@ async def _followed(service: Service, job_id: str) -> AsyncIterator[str]:
     num_sent, is_whole = 0, False
     while True:
         job = await run_sync(service.jobs.get, job_id)
+        if not num_sent and (kept := await run_sync(_kept_log, service, job)):
+            yield kept
+            return
         has_log = job.progress.delivery is Delivery.CONFIRMED and job.progress.state is not State.LOST
         if has_log and not is_whole and job.cluster in service.clusters:
             num_read = 0

@@ -36,7 +36,7 @@ from sqlalchemy import (
 from sqlalchemy.exc import IntegrityError
 
 from deploy.service import states
-from deploy.service.database import metadata, reading
+from deploy.service.database import metadata, reading, writing
 from deploy.service.states import ALIVE, Delivery, Progress, State
 from deploy.submission import ClusterJob, job_fingerprint, job_id, next_attempt
 from schemas.errors import BusyError, MismatchError, MissingError, nearest
@@ -140,7 +140,7 @@ class Jobs:
         mark = job_fingerprint(job)
         for _ in range(_TRIES):
             try:
-                with self._engine.begin() as connection:
+                with writing(self._engine) as connection:
                     same = _all(connection, jobs.c.fingerprint == mark)
                     living = next((one for one in same if not one.progress.state.has_ended), None)
                     if living is not None:
@@ -203,7 +203,7 @@ class Jobs:
         """Commit how far it is, unless somebody has changed the job since it was read: then None."""
         if progress == job.progress:
             return job
-        with self._engine.begin() as connection:
+        with writing(self._engine) as connection:
             done = connection.execute(
                 update(jobs)
                 .where(jobs.c.id == job.id, jobs.c.version == job.version)

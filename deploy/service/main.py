@@ -66,7 +66,8 @@ def _tls(settings: Settings) -> dict[str, Any]:
 def _listen(host: str, port: int) -> socket.socket:
     """Bound here, and not by uvicorn, so that port 0 can be told and a taken one is a message."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listening = socket.socket(family, socket.SOCK_STREAM)
+    # The protocol is named, or asyncio leaves Nagle's algorithm on: answers would wait 40 ms for an acknowledgement.
+    listening = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listening.bind((host, port))

@@ -16,6 +16,7 @@ import logging
 import time
 from collections.abc import Callable, Mapping
 from threading import Event, Thread
+from typing import Protocol
 
 from deploy.service import states
 from deploy.service.clusters import Cluster, seen
@@ -129,15 +130,26 @@ def _twin_words(twin: ClusterJob) -> str:
     )
 
 
-class RunnerThread:
-    """A runner's rounds, ``poll_s`` apart, sooner after ``wake``."""
+class Rounds(Protocol):
+    """What is done again and again for one cluster."""
 
-    def __init__(self, runner: Runner, poll_s: float) -> None:
-        self.runner = runner
+    name: str
+    """Of the cluster."""
+
+    def step(self) -> bool:
+        """One round, and whether the next one should follow at once."""
+        ...
+
+
+class RoundsThread:
+    """Rounds, ``poll_s`` apart, sooner after ``wake``; ``what``: a word for the thread's name."""
+
+    def __init__(self, rounds: Rounds, poll_s: float, what: str) -> None:
+        self._rounds = rounds
         self._poll_s = poll_s
         self._wake = Event()
         self._stopping = False
-        self._thread = Thread(target=self._run, name=f"runner-{runner.name}", daemon=True)
+        self._thread = Thread(target=self._run, name=f"{what}-{rounds.name}", daemon=True)
 
     def start(self) -> None:
         """Begin."""
@@ -161,8 +173,16 @@ class RunnerThread:
         while not self._stopping:
             self._wake.clear()
             try:
-                if self.runner.step():
+                if self._rounds.step():
                     continue
             except Exception:  # noqa: BLE001 - a database that is away for a while must not end this thread
-                _log.exception("runner.round_failed", extra={"facts": {"cluster": self.runner.name}})
+                _log.exception("service.round_failed", extra={"facts": {"thread": self._thread.name}})
             self._wake.wait(self._poll_s)
+
+
+class RunnerThread(RoundsThread):
+    """The rounds of a runner."""
+
+    def __init__(self, runner: Runner, poll_s: float) -> None:
+        super().__init__(runner, poll_s, "runner")
+        self.runner = runner
