@@ -22,8 +22,12 @@ from typing import Any
 
 from pipeline.logs import now, redacted_facts
 from pipeline.store.objects import Objects
+from schemas.collect import CollectSpec
 from schemas.errors import HeadworksError
+from schemas.pipeline import AnyJob
+from schemas.shuffle import ShuffleSpec
 
+SUMMARY = "summary.json"
 EVENTS = "events.jsonl"
 PART_BYTES = 2**20
 WRITE_INTERVAL_S = 60.0
@@ -110,6 +114,15 @@ class EventLog:
         except (HeadworksError, OSError) as error:
             self._is_broken = True
             _log.warning("events of %s are no longer written to %s: %s", self._job, "/".join(self._place), error)
+
+
+def summary_place(job: AnyJob) -> tuple[str, str]:
+    """``(folder, file name)`` of a job's summary: in its output, but beside a store, which holds only its own."""
+    output = job.output.rstrip("/")
+    if isinstance(job, CollectSpec | ShuffleSpec):
+        folder, _, name = output.rpartition("/")
+        return folder, f"{name}.{SUMMARY}"
+    return output, SUMMARY
 
 
 def events_name(summary: str) -> str:

@@ -33,13 +33,11 @@ from workers import metrics
 from workers.cluster import Cluster, connect
 from workers.collect import run_collect
 from workers.detached import run_detached
-from workers.events import EventLog, described, events_name
+from workers.events import EventLog, described, events_name, summary_place
 from workers.live_stage import run_stage
 from workers.progress import Progress
 from workers.shuffle import run_shuffle
 from workers.snapshots import run_snapshots
-
-SUMMARY = "summary.json"
 
 
 def run_job(job: AnyJob, *, address: str | None = None, progress: Progress | None = None) -> dict[str, Any]:
@@ -251,15 +249,6 @@ def _by_units(
     if is_shared:
         return run_detached(job, partial(run, job), progress)
     return run(job, progress=progress)
-
-
-def summary_place(job: AnyJob) -> tuple[str, str]:
-    """``(folder, file name)`` of a job's summary: in its output, but beside a store, which holds only its own."""
-    output = job.output.rstrip("/")
-    if isinstance(job, CollectSpec | ShuffleSpec):
-        folder, _, name = output.rpartition("/")
-        return folder, f"{name}.{SUMMARY}"
-    return output, SUMMARY
 
 
 def summarised(

@@ -13,7 +13,8 @@ from schemas.errors import MissingError, SpecError
 from schemas.evaluate import EvaluateSpec
 from schemas.pipeline import JOB_ADAPTER, AnyJob, PipelineSpec
 from schemas.train import TrainSpec
-from workers.run import require_hook_points, run_job, summarised, summary_place
+from workers.events import summary_place
+from workers.run import require_hook_points, run_job, summarised
 
 SOURCE, TARGET = "blocks.1.hook_mlp_in", "blocks.0.hook_resid_post"
 
