@@ -4,7 +4,8 @@ Twenty latents, mean squared error + w * mean |code|, Adam, all eight rows in ev
 if it is active (above 5 % of its maximum) on exactly the tokens of that concept. All starts are trained at once: each
 parameter has a leading axis of seeds.
 
-    python examples/eight_tokens.py
+    python examples/eight_tokens.py                     twenty seconds
+    python examples/eight_tokens.py --plot eight.svg    and draws the shares
 
 Letters: S seeds, N tokens, D channels, F latents.
 """
@@ -12,7 +13,10 @@ Letters: S seeds, N tokens, D channels, F latents.
 from __future__ import annotations
 
 import math
+import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
@@ -98,16 +102,38 @@ def examine(codes_SNF: torch.Tensor, mse_S: torch.Tensor) -> Findings:
     return Findings(mse_S, active_SNF.any(1).sum(1), active_SNF.sum(2).double().mean(1), found)
 
 
-def main() -> None:
+def draw(runs: dict[float, Findings], path: Path) -> None:
+    """Shares of starts that found each concept, and the number of living latents, over the sparsity weight."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 3), layout="constrained")
+    shares, alive = figure.subplots(1, 2)
+    ticks = range(len(runs))
+    for name, concepts in {**{one: (one,) for one in CONCEPTS}, "all three": tuple(CONCEPTS)}.items():
+        rates = [run.rate(*concepts) for run in runs.values()]
+        shares.plot(ticks, rates, marker="o", label=name, color="k" if name == "all three" else None)
+    shares.set(ylim=(0, 1.3), yticks=[0, 0.25, 0.5, 0.75, 1], title="share of starts that found it")
+    shares.legend(frameon=False, ncols=2, loc="upper center")
+    alive.boxplot([run.num_alive.tolist() for run in runs.values()], positions=ticks)
+    alive.set(ylim=(0, None), title="latents active on any token")
+    for axes in (shares, alive):
+        axes.set(xlabel="sparsity weight w", xticks=ticks, xticklabels=[f"{sparsity:g}" for sparsity in runs])
+    figure.savefig(path, metadata={"Date": None})
+
+
+def main(arguments: Sequence[str]) -> None:
     """A row for each sparsity weight."""
+    runs = {}
     print("100 starts, 20 latents, learning rate 0.001, 2000 steps; share of starts that found ...")
     print(f"{'w':>5} {'mse':>9} {'alive':>6} {'L0':>5}   {'   '.join(CONCEPTS)}   all three")
     for sparsity in (0.0, 0.05, 0.1, 0.5, 1.0):
-        run = train(sparsity)
+        run = runs[sparsity] = train(sparsity)
         rates = "  ".join(f"{run.rate(concept):>{len(concept) + 1}.2f}" for concept in CONCEPTS)
         figures = f"{run.mse.median():9.1e} {run.num_alive.median():6.0f} {run.l0.median():5.1f}"
-        print(f"{sparsity:5.2f} {figures}  {rates}   {run.rate(*CONCEPTS):9.2f}")
+        print(f"{sparsity:5.2f} {figures}  {rates}   {run.rate(*CONCEPTS):9.2f}", flush=True)
+    if arguments[:1] == ["--plot"]:
+        draw(runs, Path(arguments[1]))
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

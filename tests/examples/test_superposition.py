@@ -38,6 +38,7 @@ def test_recovery_peaks_at_a_middle_penalty(example: SimpleNamespace) -> None:
     """
     found = {weight: example.train(weight) for weight in (0.3, 1.0, 3.0, 8.0)}
     assert found[1.0].mmcs_frequent > 0.98
+    assert example.train(1.0, batch_rows=2048).mmcs > 0.88
     assert found[1.0].mmcs > max(found[0.3].mmcs, found[3.0].mmcs)
     assert min(found[0.3].mmcs, found[3.0].mmcs) > found[8.0].mmcs
     assert found[0.3].l0 > found[1.0].l0 > found[3.0].l0 > found[8.0].l0
