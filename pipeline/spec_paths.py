@@ -9,30 +9,23 @@ from typing import Any
 from pipeline.spec_file import validated
 from schemas.corpus import TokensSpec
 from schemas.pipeline import AnyJob
-
-_PLACES = {"output", "store", "dictionaries", "urls", "scratch", "snapshot_folders"}
-"""Fields that hold paths or URLs and nothing else."""
-
-_MAYBE_PLACES = {"path", "tokenizer"}
-"""Fields that hold a name or a path: a path where there is such a file."""
+from schemas.reach import Steps, What, reached
 
 
 def anchored(job: AnyJob, folder: Path) -> AnyJob:
     """The same job with every relative local path below ``folder``. URLs and references to other jobs stay."""
-    return validated(_anchored(job.model_dump(mode="json"), folder, ""), where=job.name)
+    facts = job.model_dump(mode="json")
+    for each in reached(job):
+        rule = _RULES.get(each.what)
+        if rule is not None and each.value:
+            _put(facts, each.steps, rule(each.value, folder))
+    return validated(facts, where=job.name)
 
 
-def _anchored(value: Any, folder: Path, field: str) -> Any:
-    if isinstance(value, dict):
-        # Whatever names a user gives to the stores of a job, its snapshots or a model's arguments, they are no fields.
-        inherited: dict[str, str] = {"arguments": "", "store": "store", "snapshots": "snapshot"}
-        return {key: _anchored(item, folder, inherited.get(field, str(key))) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_anchored(item, folder, field) for item in value]
-    if not isinstance(value, str) or not value:
-        return value
-    rule = _RULES.get(field)
-    return rule(value, folder) if rule else value
+def _put(facts: Any, steps: Steps, value: str) -> None:
+    for step in steps[:-1]:
+        facts = facts[step]
+    facts[steps[-1]] = value
 
 
 def _place(value: str, folder: Path) -> str:
@@ -46,5 +39,8 @@ def _maybe_place(value: str, folder: Path) -> str:
     return str(path) if value != TokensSpec.model_fields["tokenizer"].default and path.exists() else value
 
 
-_RULES: dict[str, Callable[[str, Path], str]] = dict.fromkeys(_PLACES, _place)
-_RULES |= dict.fromkeys(_MAYBE_PLACES, _maybe_place)
+_RULES: dict[What, Callable[[str, Path], str]] = {
+    "read": _place, "corpus": _place, "write": _place, "model_folders": _place,
+    # A name, or a path where there is such a file.
+    "model": _maybe_place, "tokenizer": _maybe_place, "dataset": _maybe_place,
+}  # fmt: skip

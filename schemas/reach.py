@@ -7,7 +7,7 @@ pattern or a choice binds cannot name a place, and carries none.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
@@ -16,12 +16,15 @@ from pydantic.fields import FieldInfo
 
 What = Literal[
     "read", "corpus", "write", "model", "model_folders", "tokenizer", "revision", "dataset", "arguments", "tracker",
-    "nothing",
+    "chat", "nothing",
 ]  # fmt: skip
 """``read``, ``write``: a folder or URL. ``corpus``: files to read, wildcards and ``{stdlib}`` included. ``model``,
 ``tokenizer``, ``dataset``: a place or a name on the Hub; ``model_folders``: a pattern of local ones. ``revision``: of
 what the Hub has. ``arguments``: JSON values that are handed to an allowed import. ``tracker``: who is told of metrics.
-``nothing``: words that are never opened."""
+``chat``: a server that is sent text of the corpus. ``nothing``: words that are never opened."""
+
+
+Steps = tuple[str | int, ...]
 
 
 @dataclass(frozen=True)
@@ -40,16 +43,19 @@ class Reached:
     what: What
     value: Any
     """Text; of ``arguments`` a mapping."""
+    steps: Steps = ()
+    """The same path as names, keys and places in lists: where the value lies in ``model_dump``."""
 
 
 def reached(spec: BaseModel, path: str = "") -> Iterator[Reached]:
-    """Everything that a spec reaches, in the order of its fields; values that are None are left out.
+    """Everything that a spec reaches, in the order of its fields; values that are None are left out. ``path`` comes
+    before the fields, not before the steps.
 
     Raises:
         TypeError: a text whose type says nothing of its reach.
     """
-    for name, field in type(spec).model_fields.items():
-        yield from _of(f"{path}.{name}" if path else name, _with_metadata(field), getattr(spec, name))
+    for each in _of_spec(spec, ()):
+        yield replace(each, field=f"{path}.{each.field}") if path else each
 
 
 def branches(annotation: Any) -> Iterator[tuple[Any, tuple[Any, ...]]]:
@@ -79,32 +85,41 @@ def _with_metadata(field: FieldInfo) -> Any:
     return Annotated[field.annotation, *field.metadata] if field.metadata else field.annotation
 
 
-def _of(path: str, annotation: Any, value: Any) -> Iterator[Reached]:
+def _of_spec(spec: BaseModel, steps: Steps) -> Iterator[Reached]:
+    for name, field in type(spec).model_fields.items():
+        yield from _of((*steps, name), _with_metadata(field), getattr(spec, name))
+
+
+def _of(steps: Steps, annotation: Any, value: Any) -> Iterator[Reached]:
     if value is None:
         return
     if isinstance(value, BaseModel):
-        yield from reached(value, path)
+        yield from _of_spec(value, steps)
         return
     for member, metadata in branches(annotation):
         if not _fits(member, value):
             continue
         if reach := reach_of(metadata):
-            yield Reached(path, reach.what, value)
+            yield Reached(_named(steps), reach.what, value, steps)
         elif not get_args(member) and isinstance(value, Mapping | list | tuple):
             break
         elif isinstance(value, Mapping):
             for name, item in value.items():
-                yield from _of(f"{path}.{name}", get_args(member)[1], item)
+                yield from _of((*steps, name), get_args(member)[1], item)
         elif isinstance(value, list | tuple):
             for index, item in enumerate(value):
-                yield from _of(f"{path}[{index}]", get_args(member)[0], item)
+                yield from _of((*steps, index), get_args(member)[0], item)
         elif isinstance(value, str) and get_origin(member) is not Literal and not is_bound(metadata):
             break
         return
     if isinstance(value, str | Mapping | list | tuple):
         raise TypeError(
-            f"{path}: the type {annotation} does not say what its text reaches; give it a schemas.reach.Reach"
+            f"{_named(steps)}: the type {annotation} does not say what its text reaches; give it a schemas.reach.Reach"
         )
+
+
+def _named(steps: Steps) -> str:
+    return "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in steps).removeprefix(".")
 
 
 def _fits(member: Any, value: Any) -> bool:
