@@ -7,6 +7,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
 from schemas.fields import ByteSize, CorpusUrl, Name, OptionalOutputUrl, Spec, Words
+from schemas.grammar import GrammarCorpus
 from schemas.model import Revision
 from schemas.reach import Reach
 
@@ -98,7 +99,7 @@ class ImagesCorpus(Spec):
 
 
 Corpus = Annotated[
-    TextCorpus | JsonLinesCorpus | ParquetCorpus | HuggingFaceCorpus | ImagesCorpus,
+    TextCorpus | JsonLinesCorpus | ParquetCorpus | HuggingFaceCorpus | ImagesCorpus | GrammarCorpus,
     Field(discriminator="format"),
 ]
 

@@ -10,16 +10,17 @@ from pipeline.evaluation.belonging import collect_spec, model_facts
 from pipeline.evaluation.figures import excluded_text
 from pipeline.evaluation.trained import Trained
 from pipeline.store.joined import AnyStore, JoinedStore, first_of
-from schemas.corpus import HuggingFaceCorpus
+from schemas.corpus import Corpus, HuggingFaceCorpus
 from schemas.evaluate import EvaluateSpec
 from schemas.fields import Spec
+from schemas.grammar import GrammarCorpus
 
 
 def facts(spec: EvaluateSpec, store: AnyStore, dictionaries: Sequence[Trained]) -> list[tuple[str, str]]:
     """Label and value of each fact."""
     collect = collect_spec(store)
     model, corpus = first_of(store).record.identity["model"], collect.tokens.corpus
-    where = corpus.path if isinstance(corpus, HuggingFaceCorpus) else ", ".join(corpus.urls)
+    where = _where(corpus)
     first = dictionaries[0]
     rows = [
         ("Job", spec.name),
@@ -60,3 +61,9 @@ def documents(spec: EvaluateSpec, store: AnyStore, dictionaries: Sequence[Traine
 
 def _yaml(spec: Spec) -> str:
     return yaml.safe_dump(spec.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def _where(corpus: Corpus) -> str:
+    if isinstance(corpus, GrammarCorpus):
+        return f"{corpus.grammar.kind}, seed {corpus.seed}"
+    return corpus.path if isinstance(corpus, HuggingFaceCorpus) else ", ".join(corpus.urls)

@@ -21,6 +21,7 @@ from pipeline.store.rows import TokenRows
 from pipeline.tokens.corpus import read_documents
 from pipeline.tokens.document import CorpusFile, CorpusPart, Document, Piece
 from pipeline.tokens.files import find_files
+from pipeline.tokens.generated import generated_file
 from pipeline.tokens.huggingface import dataset_file, known_length
 from pipeline.tokens.images import num_images
 from pipeline.tokens.json_lines import expansion, is_compressed
@@ -32,6 +33,7 @@ from pipeline.tokens.table import load_spec_tokenizer
 from pipeline.tokens.tokenizer import Tokenizer
 from schemas.corpus import HuggingFaceCorpus, ImagesCorpus, JsonLinesCorpus, ParquetCorpus, TextCorpus, TokensSpec
 from schemas.errors import CorpusError
+from schemas.grammar import GrammarCorpus
 from schemas.model import ModelSpec
 
 SAMPLE_BYTES = 4 * 2**20
@@ -152,7 +154,9 @@ def _relative_error(weights: np.ndarray, counts: np.ndarray, size: float, is_all
 def _frame(spec: TokensSpec) -> _Frame:
     corpus = spec.corpus
     if isinstance(corpus, HuggingFaceCorpus):
-        return _of_dataset(corpus)
+        return _of_documents(dataset_file(corpus), known_length(corpus), _CLUSTER_DOCUMENTS * 16)
+    if isinstance(corpus, GrammarCorpus):
+        return _of_documents(generated_file(corpus), corpus.num_documents, corpus.num_documents)
     files = find_files(corpus.urls, corpus.exclude if isinstance(corpus, TextCorpus) else ())
     if isinstance(corpus, TextCorpus):
         clusters = [_Cluster(Piece(file, 0, file.size_bytes)) for file in files if file.size_bytes]
@@ -202,11 +206,10 @@ def _of_row_groups(corpus: ParquetCorpus, files: list[CorpusFile]) -> tuple[list
     return clusters, float(sum(cluster.weight for cluster in clusters))
 
 
-def _of_dataset(corpus: HuggingFaceCorpus) -> _Frame:
-    """The first documents of the stream: entering it elsewhere would read everything before."""
-    count = known_length(corpus)
-    file = dataset_file(corpus)
-    stop = min(16 * _CLUSTER_DOCUMENTS, count or math.inf)
+def _of_documents(file: CorpusFile, count: int, most: int) -> _Frame:
+    """The first ``most`` documents of a stream of ``count`` (0: nobody knows): of one that cannot be entered elsewhere
+    without reading everything before."""
+    stop = min(most, count or math.inf)
     starts = range(0, int(stop), _CLUSTER_DOCUMENTS)
     ranges = [(start, int(min(start + _CLUSTER_DOCUMENTS, stop))) for start in starts]
     clusters = [_Cluster(Piece(file, start, end), end - start, end - start) for start, end in ranges]

@@ -188,6 +188,8 @@ def _corpus_name(record: StoreRecord) -> str:
     corpus = record.spec.get("tokens", {}).get("corpus", {})
     if corpus.get("path"):
         return ":".join(str(corpus[part]) for part in ("path", "config", "split") if corpus.get(part))
+    if corpus.get("grammar"):
+        return f"{corpus['grammar']['kind']}, seed {corpus['seed']}"
     return ", ".join(map(str, corpus.get("urls", [])))
 
 

@@ -17,6 +17,7 @@ from typing import Any
 
 from pipeline.tokens.document import CorpusFile, CorpusPart, Document, Piece
 from pipeline.tokens.files import digest_files, find_files, order_files
+from pipeline.tokens.generated import generated_file, generated_ranges, read_generated
 from pipeline.tokens.huggingface import dataset_file, document_ranges, read_dataset
 from pipeline.tokens.images import image_groups, read_images
 from pipeline.tokens.json_lines import json_lines_size, read_json_lines
@@ -25,6 +26,7 @@ from pipeline.tokens.text_files import read_text
 from schemas.corpus import HuggingFaceCorpus, ImagesCorpus, JsonLinesCorpus, ParquetCorpus, TextCorpus, TokensSpec
 from schemas.errors import CorpusError
 from schemas.fingerprint import canonical_json
+from schemas.grammar import GrammarCorpus
 
 _NOT_IDENTITY = {
     "text": {"urls", "exclude"},
@@ -32,6 +34,7 @@ _NOT_IDENTITY = {
     "parquet": {"urls"},
     "huggingface": {"path", "revision"},
     "images": {"urls"},
+    "grammar": set(),
 }
 """Fields that only say where the text is; the digests say what it is."""
 
@@ -54,6 +57,8 @@ def survey(spec: TokensSpec) -> CorpusSurvey:
     corpus = spec.corpus
     if isinstance(corpus, HuggingFaceCorpus):
         files = [dataset_file(corpus)]
+    elif isinstance(corpus, GrammarCorpus):
+        files = [generated_file(corpus)]
     else:
         found = find_files(corpus.urls, corpus.exclude if isinstance(corpus, TextCorpus) else ())
         if not any(file.size_bytes for file in found):
@@ -101,6 +106,8 @@ def read_documents(spec: TokensSpec, part: CorpusPart) -> Iterator[Document]:
             documents = read_parquet(corpus, piece)
         elif isinstance(corpus, ImagesCorpus):
             documents = read_images(corpus, piece)
+        elif isinstance(corpus, GrammarCorpus):
+            documents = read_generated(corpus, piece)
         else:
             documents = read_dataset(corpus, piece)
         for document in documents:
@@ -125,7 +132,8 @@ def _pieces(spec: TokensSpec, surveyed: CorpusSurvey) -> Iterator[tuple[Piece, i
             for start, stop, weight in image_groups(corpus, file):
                 yield Piece(file, start, stop), weight
         else:
-            for start, stop in document_ranges(corpus):
+            ranges = generated_ranges(corpus) if isinstance(corpus, GrammarCorpus) else document_ranges(corpus)
+            for start, stop in ranges:
                 yield Piece(file, start, stop), spec.part_size
 
 

@@ -1,0 +1,1 @@
+"""Text that is generated from a seed, and what is known of it."""
