@@ -12,10 +12,14 @@ from schemas.collect import CollectSpec
 from schemas.errors import nearest
 from schemas.evaluate import EvaluateSpec
 from schemas.fields import ByteSize, Name, OutputUrl, Spec
+from schemas.interpret import InterpretSpec
 from schemas.shuffle import ShuffleSpec
 from schemas.train import TrainSpec
 
-Job = Annotated[CollectSpec | ShuffleSpec | TrainSpec | EvaluateSpec, Field(discriminator="kind")]
+Single = CollectSpec | ShuffleSpec | TrainSpec | EvaluateSpec | InterpretSpec
+"""A job of one kind."""
+
+Job = Annotated[Single, Field(discriminator="kind")]
 
 _REFERENCE = re.compile(r"^\$\{([A-Za-z0-9_.\-]+)\}$")
 
@@ -66,10 +70,10 @@ class PipelineSpec(Spec):
             seen[job.name] = job.kind
         return self
 
-    def resolved(self) -> list[CollectSpec | ShuffleSpec | TrainSpec | EvaluateSpec]:
+    def resolved(self) -> list[Single]:
         """The jobs with every ``${NAME}`` replaced by that job's output."""
         outputs: dict[str, str] = {}
-        jobs: list[CollectSpec | ShuffleSpec | TrainSpec | EvaluateSpec] = []
+        jobs: list[Single] = []
         for job in self.jobs:
             updates: dict[str, Any] = {}
             for field in ("store", "dictionaries"):
@@ -83,7 +87,7 @@ class PipelineSpec(Spec):
         return jobs
 
 
-def _sources(job: CollectSpec | ShuffleSpec | TrainSpec | EvaluateSpec) -> dict[str, tuple[str, ...]]:
+def _sources(job: Single) -> dict[str, tuple[str, ...]]:
     """Field that may refer to an earlier job -> the kinds of job that it may refer to."""
     # Only training can do without contexts: the rest needs neighbours that belong together.
     stores = ("collect", "shuffle") if isinstance(job, TrainSpec) else ("collect",)
@@ -114,6 +118,6 @@ def _resolved(value: str, outputs: Mapping[str, str]) -> str:
     return outputs[match[1]] if match else value
 
 
-AnyJob = CollectSpec | ShuffleSpec | TrainSpec | EvaluateSpec | PipelineSpec
+AnyJob = Single | PipelineSpec
 JOB_ADAPTER: TypeAdapter[AnyJob] = TypeAdapter(Annotated[AnyJob, Field(discriminator="kind")])
 """Validates any job spec from plain data and gives its JSON Schema."""

@@ -1,7 +1,9 @@
-"""Evaluation on Ray: one task with a node to itself, so that the driver needs neither the model nor the memory."""
+"""Evaluation and interpretation on Ray: one task with a node to itself, so that the driver needs neither the model nor
+the memory."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import ray
@@ -10,6 +12,7 @@ from pipeline.store.joined import store_urls
 from pipeline.store.retention import noted_use
 from schemas.errors import HeadworksError, JobError
 from schemas.evaluate import EvaluateSpec
+from schemas.interpret import InterpretSpec
 from workers import board
 from workers.progress import Progress
 
@@ -25,9 +28,20 @@ def run_evaluate(spec: EvaluateSpec, *, progress: Progress) -> dict[str, Any]:
         HeadworksError: what the evaluation raised.
         JobError: its process died twice.
     """
+    return _run_alone(_evaluate, spec, progress, remedy="lower max_rows or report.rows")
+
+
+def run_interpret(spec: InterpretSpec, *, progress: Progress) -> dict[str, Any]:
+    """``pipeline.interpretation.interpret.interpret``, in the same way."""
+    return _run_alone(_interpret, spec, progress, remedy="lower rows or num_latents")
+
+
+def _run_alone(
+    function: Callable[..., dict[str, Any]], spec: EvaluateSpec | InterpretSpec, progress: Progress, *, remedy: str
+) -> dict[str, Any]:
     notices = board.open_board()
     num_cpus, num_gpus = _largest_node()
-    task = ray.remote(num_cpus=num_cpus, num_gpus=num_gpus, max_retries=1)(_evaluate)
+    task = ray.remote(num_cpus=num_cpus, num_gpus=num_gpus, max_retries=1)(function)
     reference = task.remote(spec.model_dump(mode="json"), notices, max(1, int(num_cpus)))
     try:
         with noted_use(store_urls(spec.store), spec.name):
@@ -42,7 +56,7 @@ def run_evaluate(spec: EvaluateSpec, *, progress: Progress) -> dict[str, Any]:
     except ray.exceptions.RayError as error:
         raise JobError(
             f"the process of {spec.name} died, and so did the one that took its place: {error}\nIt was most often "
-            "killed for its memory: lower max_rows or report.rows."
+            f"killed for its memory: {remedy}."
         ) from error
     finally:
         ray.cancel(reference, force=True)
@@ -66,11 +80,21 @@ def _evaluate(spec: dict[str, Any], notices: Any, num_threads: int) -> dict[str,
     return evaluate(EvaluateSpec.model_validate(spec), progress=board.poster(notices))
 
 
+def _interpret(spec: dict[str, Any], notices: Any, num_threads: int) -> dict[str, Any]:
+    import torch
+
+    from pipeline.interpretation.interpret import interpret
+
+    torch.set_num_threads(num_threads)
+    return interpret(InterpretSpec.model_validate(spec), progress=board.poster(notices))
+
+
 def _watch(reference: Any, notices: Any, name: str, progress: Progress) -> None:
     """Show stage after stage until the task ends."""
     stage, ended = "", False
     while not ended:
-        with progress.task(f"{name}: {stage}" if stage else name, unit="rows") as shown:
+        unit = "latents" if stage.startswith(("explaining", "scoring")) else "rows"
+        with progress.task(f"{name}: {stage}" if stage else name, unit=unit) as shown:
             while not ended:
                 ended = bool(ray.wait([reference], timeout=POLL_S)[0])
                 record = board.read(notices)

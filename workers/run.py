@@ -25,6 +25,7 @@ from pipeline.store.reader import Store
 from schemas.collect import CollectSpec
 from schemas.errors import DataError, MissingError, SpecError, nearest
 from schemas.evaluate import EvaluateSpec
+from schemas.interpret import InterpretSpec
 from schemas.pipeline import AnyJob, ClusterSpec, PipelineSpec
 from schemas.shuffle import ShuffleSpec
 from schemas.train import TrainSpec
@@ -85,7 +86,7 @@ def require_hook_points(jobs: Sequence[Job]) -> None:
     for job in jobs:
         if isinstance(job, CollectSpec):
             collected |= _collected(job)
-        if isinstance(job, CollectSpec | EvaluateSpec):
+        if isinstance(job, CollectSpec | EvaluateSpec | InterpretSpec):
             continue
         known = _fed_points(job, jobs) or _known_points(job.store, collected)
         if isinstance(job, ShuffleSpec):
@@ -240,6 +241,10 @@ def _execute(job: Job, progress: Progress, *, is_shared: bool) -> dict[str, Any]
             from workers.evaluate import run_evaluate
 
             return run_evaluate(job, progress=progress)
+        case InterpretSpec():
+            from workers.evaluate import run_interpret
+
+            return run_interpret(job, progress=progress)
 
 
 def _by_units(
@@ -257,8 +262,8 @@ def summarised(
     """What ``summary.json`` says.
 
     ``collection``: figures of the collect job, of the first if there are several. ``shuffles``: job name -> figures of
-    each shuffle. ``dictionaries``: name -> figures of
-    the evaluation, and ``training``, those of the last step; a name that two train jobs use is given as JOB/NAME.
+    each shuffle. ``dictionaries``: name -> figures of the evaluation, ``interpretation``, mean scores, and
+    ``training``, those of the last step; a name that two train jobs use is given as JOB/NAME.
     ``jobs``: job name -> kind, output, whether it was reused, and the seconds that it has waited for another.
     ``seconds``: job name -> wall time, and ``total``, which is less than their sum where jobs ran side by side.
     """
@@ -281,6 +286,15 @@ def summarised(
     }
 
 
+def _said(job: Job, values: dict[str, Any]) -> dict[str, Any]:
+    """What the summary has of a job's figures of one dictionary; explanations stay in the job's own output."""
+    if isinstance(job, TrainSpec):
+        return {"training": values}
+    if isinstance(job, InterpretSpec):
+        return {"interpretation": {name: value for name, value in values.items() if name != "latents"}}
+    return values
+
+
 def _dictionaries(results: dict[str, tuple[Job, dict[str, Any]]]) -> dict[str, dict[str, Any]]:
     trained = {each.output: each for each, _ in results.values() if isinstance(each, TrainSpec)}
     names = [spec.name for each in trained.values() for spec in each.dictionaries]
@@ -291,6 +305,5 @@ def _dictionaries(results: dict[str, tuple[Job, dict[str, Any]]]) -> dict[str, d
         owner = each if isinstance(each, TrainSpec) else trained.get(each.dictionaries)
         for name, values in figures["dictionaries"].items():
             key = f"{owner.name}/{name}" if owner and names.count(name) > 1 else name
-            entry = found.setdefault(key, {})
-            entry.update({"training": values} if isinstance(each, TrainSpec) else values)
+            found.setdefault(key, {}).update(_said(each, values))
     return found

@@ -14,6 +14,7 @@ from pipeline.spec_paths import anchored
 from schemas.collect import CollectSpec
 from schemas.errors import SpecError, UserError
 from schemas.evaluate import EvaluateSpec
+from schemas.interpret import InterpretSpec
 from schemas.pipeline import AnyJob, PipelineSpec
 from schemas.plan import JobPlan, Limits, PlanAssumptions
 from schemas.rendering import RenderSettings
@@ -103,7 +104,7 @@ def _planned(job: AnyJob, jobs: Sequence[Job], settings: RenderSettings) -> dict
 
 
 def _of_plan(job: Job, plans: Sequence[JobPlan], settings: RenderSettings) -> Demand | None:
-    """None of an evaluation, which is not planned."""
+    """None of an evaluation or interpretation, which is not planned."""
     from pipeline.planning.placement import PROCESS_BYTES, process_bytes
 
     match job:
@@ -133,7 +134,7 @@ def _of_plan(job: Job, plans: Sequence[JobPlan], settings: RenderSettings) -> De
             )
         case ShuffleSpec():
             return Demand(job.name, None, 0, memory_bytes=PROCESS_BYTES + job.workers.memory)
-        case EvaluateSpec():
+        case EvaluateSpec() | InterpretSpec():
             return None
 
 

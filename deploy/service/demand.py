@@ -8,11 +8,10 @@ from typing import Protocol
 
 from schemas.collect import CollectSpec
 from schemas.evaluate import EvaluateSpec
-from schemas.pipeline import AnyJob, PipelineSpec
+from schemas.interpret import InterpretSpec
+from schemas.pipeline import AnyJob, PipelineSpec, Single
 from schemas.shuffle import ShuffleSpec
 from schemas.train import TrainSpec
-
-Single = CollectSpec | ShuffleSpec | TrainSpec | EvaluateSpec
 
 
 class Limits(Protocol):
@@ -78,7 +77,7 @@ def demand_of(job: Single) -> Demand:
         case TrainSpec():
             count = job.workers.num_workers
             return Demand(count, count * job.workers.cpus_per_worker, count if job.workers.use_gpu else 0)
-        case EvaluateSpec():
+        case EvaluateSpec() | InterpretSpec():
             return Demand(1)
 
 

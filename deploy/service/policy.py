@@ -12,15 +12,16 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Annotated, Literal, assert_never
 
-from pydantic import AfterValidator, Field, PositiveFloat, PositiveInt, StringConstraints, ValidationError
+from pydantic import AfterValidator, Field, PositiveFloat, PositiveInt, StringConstraints
 
 from deploy.service import demand, sources
 from deploy.service.access import Principal
 from deploy.service.links import Looked, require_within
 from deploy.service.places import Place, read_place
-from pipeline.spec_file import parse_yaml
-from schemas.errors import ForbiddenError, MissingError, SpecError
+from pipeline.spec_file import read_yaml
+from schemas.errors import ForbiddenError
 from schemas.fields import Name, Spec
+from schemas.interpret import chat_address
 from schemas.pipeline import AnyJob, PipelineSpec
 from schemas.reach import Reached, What, reached
 
@@ -39,6 +40,9 @@ ReadPrefix = Annotated[str, AfterValidator(lambda text: text if text == STDLIB e
 
 Source = Annotated[str, AfterValidator(sources.checked_source)]
 """A local folder, ``hub:OWNER/NAME`` or ``package:PACKAGE/FILE``, the last two with ``*`` and ``?`` within a part."""
+
+ChatServer = Annotated[str, AfterValidator(chat_address)]
+"""``https://host/v1``: one address, not what is below it."""
 
 Import = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_]*(\.[A-Za-z_][A-Za-z0-9_]*)+$")]
 """``module.attribute``."""
@@ -73,6 +77,9 @@ class TeamPolicy(Spec):
     """Whether arguments of such a callable may say ``trust_remote_code``: code from the Hub runs then."""
     trackers: tuple[Literal["tensorboard", "wandb"], ...] = ("tensorboard",)
     """Where metrics may go; ``wandb`` sends them to a company."""
+    chat_servers: tuple[ChatServer, ...] = ()
+    """Addresses that explainers of kind ``chat`` may ask, each as specs give it, up to ``/chat/completions``. Text of
+    the corpus is sent there, with the key of ``HEADWORKS_EXPLAINER_KEY`` if the workers have one."""
     greatest: Greatest = Greatest()
     """Resources of one job."""
 
@@ -169,14 +176,15 @@ class TeamCheck:
                 sources.require_revision(each.value)
             case "arguments":
                 self._require_arguments(each.value)
-            case "tracker":
-                self._require_tracker(each.value)
+            case "tracker" | "chat":
+                self._require_listed(each.value, each.what)
             case unknown:
                 assert_never(unknown)
 
-    def _require_tracker(self, name: str) -> None:
-        if name not in self.team.trackers:
-            raise ValueError(self._not_allowed(name, "track", self.team.trackers))
+    def _require_listed(self, name: str, what: Literal["tracker", "chat"]) -> None:
+        allowed = self.team.trackers if what == "tracker" else self.team.chat_servers
+        if name not in allowed:
+            raise ValueError(self._not_allowed(name, what, allowed))
 
     def _require_corpus(self, url: str) -> None:
         if not url.startswith(STDLIB):
@@ -231,7 +239,8 @@ class TeamCheck:
         words = {
             "read": "is in no place that team {team} may read", "write": "is below no place that team {team} may write",
             "import": "is no import that team {team} may make", "models": "is no source of models of team {team}",
-            "datasets": "is no source of datasets of team {team}", "track": "is no tracker of team {team}",
+            "datasets": "is no source of datasets of team {team}", "tracker": "is no tracker of team {team}",
+            "chat": "is no chat server of team {team}",
         }[verb].format(team=repr(self._name))  # fmt: skip
         return (
             f"{text!r} {words} (allowed: {', '.join(allowed) or 'none'}); take one of those, or ask the operator to "
@@ -259,22 +268,7 @@ def load_policy(path: str | Path) -> Policy:
     Raises:
         MissingError: there is no such file. SpecError: it is not a policy; every wrong field is named.
     """
-    try:
-        data = parse_yaml(Path(path).read_text("utf-8"), where=str(path))
-    except OSError as error:
-        raise MissingError(f"the policy {path} cannot be read: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise SpecError(f"{path}: not UTF-8 at byte {error.start}; a policy is YAML text") from error
-    try:
-        return Policy.model_validate({} if data is None else data)
-    except ValidationError as error:
-        raise SpecError(f"{path}: not a policy:{''.join(_lines(error))}") from None
-
-
-def _lines(error: ValidationError) -> Iterator[str]:
-    for each in error.errors(include_url=False, include_context=False):
-        field = ".".join(str(step) for step in each["loc"] if step != "[key]")
-        yield f"\n  {field or 'the file'}: {each['msg'].removeprefix('Value error, ')}; got {each['input']!r}"
+    return read_yaml(path, Policy, "policy")
 
 
 def _everything(job: AnyJob) -> Iterator[Reached]:

@@ -22,31 +22,17 @@ def require(store: AnyStore, dictionaries: Sequence[Trained], spec: EvaluateSpec
     """Refuse what does not fit, before anything long runs.
 
     Raises:
-        HookPointError: the store lacks a hook point of a dictionary.
-        MismatchError: another model, another width, or, for held-out rows, another token table.
-        SpecError: the store's rows are not in the order of their text, or cross-entropy was asked for of a model
-            without a language modelling head.
+        HookPointError, MismatchError, SpecError: as ``require_same_model``.
+        MismatchError: for held-out rows, another token table.
+        SpecError: cross-entropy was asked for of a model without a language modelling head.
     """
-    origin = store.record.shuffled or store.record.exported
-    if origin is not None and store.tokens(0, 1).source_row is not None:
-        raise SpecError(
-            f"the rows of the store at {store.url} are not in the order of their text, and an evaluation needs whole "
-            f"contexts: evaluate on the store that it was made from, {origin.store_url}"
-        )
+    require_same_model(store, dictionaries)
     for trained in dictionaries:
-        _require_points(store, trained)
-        where = f"dictionary {trained.name!r}"
-        require_equal(
-            {"model": store.record.identity["model"]},
-            {"model": trained.record.model},
-            where=where,
-            remedy="Evaluate on a store of the model that it was trained on.",
-        )
         if spec.rows == "held_out":
             require_equal(
                 {"table_fingerprint": store.table_fingerprint},
                 {"table_fingerprint": trained.record.table_fingerprint},
-                where=where,
+                where=f"dictionary {trained.name!r}",
                 remedy="Only in a store of its own token table are the held-out documents known to be new to it. Set "
                 "rows: all to evaluate it on other text.",
             )
@@ -57,6 +43,30 @@ def require(store: AnyStore, dictionaries: Sequence[Trained], spec: EvaluateSpec
         raise SpecError(
             f"cross_entropy_tokens is {spec.cross_entropy_tokens}, but the model of {store.url} is of kind {kind!r}; "
             "cross-entropy needs causal_lm: set cross_entropy_tokens: 0"
+        )
+
+
+def require_same_model(store: AnyStore, dictionaries: Sequence[Trained]) -> None:
+    """Refuse dictionaries of another model, and a store without whole contexts.
+
+    Raises:
+        HookPointError: the store lacks a hook point of a dictionary.
+        MismatchError: another model or another width.
+        SpecError: the store's rows are not in the order of their text.
+    """
+    origin = store.record.shuffled or store.record.exported
+    if origin is not None and store.tokens(0, 1).source_row is not None:
+        raise SpecError(
+            f"the rows of the store at {store.url} are not in the order of their text, and whole contexts are needed "
+            f"here: use the store that it was made from, {origin.store_url}"
+        )
+    for trained in dictionaries:
+        _require_points(store, trained)
+        require_equal(
+            {"model": store.record.identity["model"]},
+            {"model": trained.record.model},
+            where=f"dictionary {trained.name!r}",
+            remedy="Evaluate on a store of the model that it was trained on.",
         )
 
 

