@@ -16,7 +16,7 @@ from schemas.pipeline import AnyJob
 from schemas.plan import PlanAssumptions
 
 JobSpec = Annotated[AnyJob, Field(discriminator="kind")]
-Kind = Literal["collect", "shuffle", "train", "evaluate", "pipeline"]
+Kind = Literal["collect", "shuffle", "train", "evaluate", "interpret", "pipeline"]
 
 
 class _View(BaseModel):
