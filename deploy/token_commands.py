@@ -100,9 +100,10 @@ def list_audit(principal: str, team: str, action: str, limit: int, database: str
 
     wanted = {"principal": principal, "team": team, "action": action}
     found = Audit(engine).read({name: value for name, value in wanted.items() if value}, limit=limit)
-    rows = [{**asdict(record), "time": _time(record.time)} for record in found]
+    rows = [{**record.model_dump(), "time": _time(record.time)} for record in found]
     columns = ("sequence", "time", "principal", "team", "action", "subject", "outcome", "address")
-    show.emit([asdict(record) for record in found], show.table(rows, columns) if rows else ["empty"], as_json=as_json)
+    shown = [record.model_dump() for record in found]
+    show.emit(shown, show.table(rows, columns) if rows else ["empty"], as_json=as_json)
 
 
 @audit.command()

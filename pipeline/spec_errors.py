@@ -37,6 +37,8 @@ def locate(loc: Sequence[int | str], spec: Any = AnyJob) -> tuple[str, type[Base
     here = spec
     path, owner = "", None
     for step in loc:
+        if step == "[key]":  # the key before it is what is wrong
+            continue
         specs = _specs(here)
         if len(specs) > 1:
             here = next((spec for spec in specs if step in _tags(spec)), Any)

@@ -12,10 +12,11 @@ import logging
 import time
 from collections.abc import Callable, Mapping
 from contextvars import ContextVar
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from hashlib import sha256
 from typing import Any
 
+from pydantic import BaseModel, ConfigDict
 from sqlalchemy import DDL, Column, Engine, Float, Integer, String, Table, Text, event, insert, select
 from sqlalchemy.exc import IntegrityError
 
@@ -64,16 +65,17 @@ for _verb in ("UPDATE", "DELETE"):
     )
 
 
-@dataclass(frozen=True)
-class AuditRecord:
-    """One line of the log."""
+class AuditFacts(BaseModel):
+    """A record of what somebody did."""
+
+    model_config = ConfigDict(frozen=True, use_attribute_docstrings=True)
 
     sequence: int
     """1, 2, 3, ... without a gap."""
-    time: float
-    """Unix seconds."""
     principal: str
+    """Name of the token; ``-`` for the command line."""
     team: str
+    """Of the token."""
     action: str
     """``job.submit``, ``token.create``, ..."""
     subject: str
@@ -85,7 +87,14 @@ class AuditRecord:
     facts: dict[str, Any]
     """Anything else, without secrets."""
     digest: str
-    """SHA-256 over all of this and the digest of the record before it."""
+    """SHA-256 over this record and the digest of the one before it."""
+
+
+class AuditRecord(AuditFacts):
+    """One line of the log."""
+
+    time: float
+    """Unix seconds."""
 
 
 @dataclass(frozen=True)
@@ -214,7 +223,7 @@ def _record(row: Mapping[str, Any]) -> AuditRecord:
 
 
 def _logged(found: AuditRecord) -> dict[str, Any]:
-    return {f"audit_{name}": value for name, value in asdict(found).items() if name != "facts"}
+    return {f"audit_{name}": value for name, value in found.model_dump().items() if name != "facts"}
 
 
 def _facts(facts: Mapping[str, Any]) -> str:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
-from typing import Annotated, Any
+from typing import Annotated
 
 from fastapi import APIRouter, Query
 from pydantic import BaseModel, ConfigDict
 
 from deploy.service.answers import described
-from deploy.service.audit import AuditRecord
+from deploy.service.audit import AuditFacts, AuditRecord
 from deploy.service.context import Admin, InService
 
 router = APIRouter(prefix="/api/v1", tags=["audit"])
@@ -17,31 +17,11 @@ router = APIRouter(prefix="/api/v1", tags=["audit"])
 Equal = Annotated[str, Query(max_length=64)]
 
 
-class AuditView(BaseModel):
+class AuditView(AuditFacts):
     """A record of what somebody did."""
 
-    model_config = ConfigDict(use_attribute_docstrings=True)
-
-    sequence: int
-    """1, 2, 3, ... without a gap."""
     time: str
     """ISO 8601, UTC."""
-    principal: str
-    """Name of the token; ``-`` for the command line."""
-    team: str
-    """Of the token."""
-    action: str
-    """``job.submit``, ``token.create``, ..."""
-    subject: str
-    """What it was done to."""
-    outcome: str
-    """``ok``, ``denied`` or the name of the error."""
-    address: str
-    """Of the client."""
-    facts: dict[str, Any]
-    """Anything else."""
-    digest: str
-    """SHA-256 over this record and the one before it."""
 
 
 class AuditPage(BaseModel):
@@ -75,4 +55,4 @@ def audit(
 
 def _view(record: AuditRecord) -> AuditView:
     when = datetime.fromtimestamp(record.time, UTC).isoformat(timespec="milliseconds")
-    return AuditView.model_validate({**vars(record), "time": when})
+    return AuditView.model_validate({**record.model_dump(), "time": when})
