@@ -44,6 +44,9 @@ class ServiceJob(ClusterJob):
     """That person's team."""
     accepted: str
     """ISO 8601, UTC."""
+    tasks: list[dict[str, Any]]
+    """Progress while it runs: ``name``, ``done``, ``total``, ``unit``, ``rate_per_s``, ``bytes_per_s``, ``left_s``,
+    ``waits`` of each task, that of which its log spoke last at the end."""
 
 
 def is_service(address: str) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -22,6 +23,8 @@ from deploy.service.pages import page_routes
 from deploy.service.policy import load_policy
 from deploy.service.runner import RoundsThread, Runner, RunnerThread
 from deploy.service.settings import Settings, is_loopback
+from deploy.service.store_facts import StoreFacts
+from deploy.service.watching import Watcher
 from schemas.errors import UserError
 from schemas.versions import versions
 
@@ -58,6 +61,8 @@ def build_service(settings: Settings) -> Service:
         clusters,
         runners,
         kept_logs,
+        StoreFacts(engine),
+        Watcher(jobs, clusters, settings.poll_s),
         keepers,
         Metrics(jobs, runners),
         Slots(settings.limits.streams, settings.limits.streams_of_one),
@@ -91,7 +96,9 @@ def create_app(service: Service) -> FastAPI:
         threads = [*service.runners.values(), *service.keepers]
         for thread in threads:
             thread.start()
+        watching = asyncio.create_task(service.watcher.run())
         yield
+        watching.cancel()
         for thread in threads:
             await run_sync(thread.stop)
         service.engine.dispose()

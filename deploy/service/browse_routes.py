@@ -17,7 +17,7 @@ from deploy.service.context import InService, Service, Submitter, Viewer
 from deploy.service.places import read_place
 from deploy.service.policy import require_no_code
 from deploy.service.spec_places import require_absolute
-from deploy.service.views import DictionaryPage, DictionaryRow, PlanRequest, StorePage
+from deploy.service.views import CheckView, DictionaryPage, DictionaryRow, PlanRequest, StorePage, check_view
 from pipeline.store.catalogue import find_stores
 from pipeline.store.objects import Objects
 from schemas.errors import BusyError, CorruptionError, MissingError, SpecError, UnreachableError
@@ -61,7 +61,26 @@ def stores(
                 [place], model=model, corpus=corpus, hook_point=hook_point, fingerprint=fingerprint
             )
         ]
-    return StorePage(stores=found[offset : offset + limit], total=len(found))
+    shown = found[offset : offset + limit]
+    urls = [entry.url for entry in shown]
+    readers = service.store_facts.num_readers([*urls, *(entry.group for entry in shown if entry.group)])
+    return StorePage(
+        stores=shown,
+        readers={
+            entry.url: count for entry in shown if (count := readers.get(entry.url, 0) + readers.get(entry.group, 0))
+        },
+        checks={url: check_view(check) for url, check in service.store_facts.checks(urls).items()},
+        total=len(found),
+    )
+
+
+@router.post("/store/check", responses=described(404, 409, 502))
+def check(service: InService, who: Submitter, url: Url) -> CheckView:
+    """Compare the lengths of all objects of a store with its ledger, and remember how that went. No data is read: for
+    every byte there is `headworks store verify`."""
+    require_readable(service, who, url)
+    with slot(), storage_errors():
+        return check_view(service.store_facts.check(url, who.name))
 
 
 @router.get("/store", responses=described(404, 409, 502))

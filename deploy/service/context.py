@@ -22,7 +22,9 @@ from deploy.service.metrics import Metrics
 from deploy.service.policy import Policy
 from deploy.service.runner import RoundsThread, RunnerThread
 from deploy.service.settings import Settings, is_loopback
+from deploy.service.store_facts import StoreFacts
 from deploy.service.views import ClusterView
+from deploy.service.watching import Watcher
 from schemas.errors import ForbiddenError, SpecError, nearest
 from schemas.pipeline import AnyJob
 
@@ -53,6 +55,8 @@ class Service:
     clusters: dict[str, RayCluster]
     runners: dict[str, RunnerThread]
     kept_logs: KeptLogs
+    store_facts: StoreFacts
+    watcher: Watcher
     keepers: list[RoundsThread]
     """Threads that fetch the logs of jobs that have ended."""
     metrics: Metrics

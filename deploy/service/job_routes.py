@@ -13,7 +13,9 @@ from fastapi.responses import PlainTextResponse, StreamingResponse
 
 from deploy.service.access import Principal
 from deploy.service.answers import described, described_beside_text
+from deploy.service.browse_routes import require_readable, slot, storage_errors
 from deploy.service.context import InService, Service, Submitter, Viewer, address_of, service_of, team_of
+from deploy.service.figures import Figures, read_figures
 from deploy.service.jobs import Filter, Job
 from deploy.service.spec_places import require_absolute
 from deploy.service.states import Delivery, State
@@ -34,6 +36,9 @@ from schemas.errors import ForbiddenError, HeadworksError, MismatchError, Missin
 router = APIRouter(prefix="/api/v1/jobs", tags=["jobs"])
 
 JobId = Annotated[str, Path(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.\-]{0,127}$", description="Id of the attempt.")]
+PartOfName = Annotated[
+    str | None, Query(pattern=r"^[A-Za-z0-9_.\-]{1,64}$", description="A part of the job's name, in any case.")
+]
 FilterName = Annotated[str | None, Query(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.\-]{0,63}$")]
 
 
@@ -61,7 +66,7 @@ def list_jobs(
     who: Viewer,
     status: State | None = None,
     kind: Kind | None = None,
-    name: FilterName = None,
+    name: PartOfName = None,
     team: FilterName = None,
     cluster: FilterName = None,
     limit: Annotated[int, Query(ge=1, le=1000)] = 100,
@@ -74,14 +79,26 @@ def list_jobs(
         return JobPage(jobs=[], total=0, limit=limit, offset=offset)
     wanted = Filter(state=status, kind=kind, name=name, team=own or team, cluster=cluster)
     found, total = service.jobs.page(wanted, limit=limit, offset=offset)
-    return JobPage(jobs=[job_view(job) for job in found], total=total, limit=limit, offset=offset)
+    return JobPage(
+        jobs=[job_view(job, service.watcher.tasks(job.id)) for job in found], total=total, limit=limit, offset=offset
+    )
 
 
 @router.get("/{job_id}", responses=described(404))
 def inspect(job_id: JobId, service: InService, who: Viewer) -> JobDetail:
     """One job with its spec and its other attempts."""
     job = service.jobs.get(job_id, team_of(who))
-    return job_detail(job, service.jobs.attempts(job))
+    return job_detail(job, service.jobs.attempts(job), service.watcher.tasks(job.id))
+
+
+@router.get("/{job_id}/figures", responses=described(404, 409, 502))
+def figures(job_id: JobId, service: InService, who: Viewer) -> Figures:
+    """Where the time of a collection goes and the curves of trainings, from what the job writes to its output; empty
+    where there is nothing yet, or where the service does not see that storage."""
+    job = service.jobs.get(job_id, team_of(who))
+    spec = validated(dict(job.spec), where=job.id)
+    with slot(), storage_errors():
+        return read_figures(spec, lambda url: require_readable(service, who, url))
 
 
 @router.get(

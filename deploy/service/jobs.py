@@ -38,6 +38,7 @@ from sqlalchemy.exc import IntegrityError
 from deploy.service import states
 from deploy.service.database import metadata, reading, writing
 from deploy.service.states import ALIVE, Delivery, Progress, State
+from deploy.service.store_facts import note_reads
 from deploy.submission import ClusterJob, job_fingerprint, job_id, next_attempt
 from schemas.errors import BusyError, MismatchError, MissingError, nearest
 from schemas.pipeline import AnyJob
@@ -109,7 +110,7 @@ class Job:
 
 @dataclass(frozen=True)
 class Filter:
-    """Which jobs of a list; None: any."""
+    """Which jobs of a list; None: any. ``name``: a part of it, in any case."""
 
     state: State | None = None
     kind: str | None = None
@@ -119,7 +120,10 @@ class Filter:
 
     def clauses(self) -> list[ColumnElement[bool]]:
         """For a WHERE."""
-        return [jobs.c[field] == value for field, value in asdict(self).items() if value is not None]
+        given = {field: value for field, value in asdict(self).items() if value is not None}
+        part = given.pop("name", None)
+        equal = [jobs.c[field] == value for field, value in given.items()]
+        return [*equal, *([jobs.c.name.icontains(part, autoescape=True)] if part is not None else [])]
 
 
 class Jobs:
@@ -151,6 +155,8 @@ class Jobs:
                         self._clock(), 0, Progress(), job.model_dump(mode="json"),
                     )  # fmt: skip
                     connection.execute(insert(jobs).values(_values(row)))
+                    if not same:
+                        note_reads(connection, job, mark)
                 return row, True
             except IntegrityError:
                 continue  # somebody else accepted the same job in between: look again
@@ -190,6 +196,13 @@ class Jobs:
         """The jobs of a cluster that have not ended, in the order in which they were accepted."""
         with reading(self._engine) as connection:
             return _all(connection, jobs.c.cluster == cluster, _IS_ALIVE)
+
+    def running(self, limit: int) -> dict[str, str]:
+        """Job -> its cluster, of the newest jobs that run."""
+        wanted = select(jobs.c.id, jobs.c.cluster).where(jobs.c.state == State.RUNNING.value)
+        with reading(self._engine) as connection:
+            rows = connection.execute(wanted.order_by(jobs.c.accepted_s.desc()).limit(limit))
+            return {row.id: row.cluster for row in rows}
 
     def counts(self) -> dict[tuple[str, str], int]:
         """``(cluster, state)`` -> how many jobs."""

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from deploy.service.jobs import Job
+from deploy.service.log_facts import TaskFacts
 from deploy.service.states import State
+from deploy.service.store_facts import StoreCheck
 from pipeline.logs import redacted
 from pipeline.store.catalogue import StoreEntry
 from schemas.fields import Name
@@ -68,6 +72,27 @@ class PlanRequest(_View):
     """Prices, rates and limits."""
 
 
+class TaskView(_View):
+    """How far one task of a running job is, with the three digits that its log gives."""
+
+    name: str
+    """As ``pile: activations``."""
+    done: float
+    """Units that are done."""
+    total: float | None
+    """Null: not known."""
+    unit: str
+    """``tokens``, ``rows``, ``steps``, ..."""
+    rate_per_s: float | None
+    """Units each second of this run."""
+    bytes_per_s: float | None
+    """Written."""
+    left_s: float | None
+    """Seconds until it is done, at this rate."""
+    waits: str
+    """What it mostly waits for, as ``waited for rows 25 of the last 30 s``."""
+
+
 class JobView(_View):
     """One attempt of a job. Times are ISO 8601 in UTC, null before they have come."""
 
@@ -99,6 +124,8 @@ class JobView(_View):
     """By the cluster's clock."""
     ended: str | None
     """By the cluster's clock, or the service's of what never ran."""
+    tasks: list[TaskView]
+    """Progress of a running job, by its log; the task of which it spoke last comes last."""
 
 
 class JobDetail(JobView):
@@ -123,11 +150,33 @@ class JobPage(_View):
     """As asked for."""
 
 
+class CheckView(_View):
+    """How the last check of a store went: the lengths of all objects against the ledger, no data was read."""
+
+    url: str
+    """Of the store."""
+    checked: str
+    """ISO 8601 in UTC."""
+    checked_by: str
+    """Whose token asked for it."""
+    objects: int
+    """How many objects the ledger names."""
+    num_problems: int
+    """0: sound."""
+    problems: list[str]
+    """The first twenty."""
+
+
 class StorePage(_View):
     """Some stores."""
 
     stores: list[StoreEntry]
     """Those of this page."""
+    readers: dict[str, int]
+    """URL -> how many jobs of this service read the store, each counted once however often it was tried; those that no
+    job reads are left out."""
+    checks: dict[str, CheckView]
+    """URL -> the last check that was asked for here; those that were never checked are left out."""
     total: int
     """How many were found."""
 
@@ -195,19 +244,25 @@ class Readiness(Health):
     """Cluster -> whether it answered just now."""
 
 
-def job_view(job: Job) -> JobView:
+def job_view(job: Job, tasks: Sequence[TaskFacts] = ()) -> JobView:
     """As the API shows it."""
-    return JobView.model_validate(_facts(job))
+    return JobView.model_validate(_facts(job, tasks))
 
 
-def job_detail(job: Job, attempts: list[Job]) -> JobDetail:
+def job_detail(job: Job, attempts: list[Job], tasks: Sequence[TaskFacts]) -> JobDetail:
     """With its spec."""
     return JobDetail.model_validate(
-        {**_facts(job), "spec": dict(job.spec), "attempts": [job_view(each) for each in attempts]}
+        {**_facts(job, tasks), "spec": dict(job.spec), "attempts": [job_view(each) for each in attempts]}
     )
 
 
-def _facts(job: Job) -> dict[str, Any]:
+def check_view(check: StoreCheck) -> CheckView:
+    """As the API shows it."""
+    facts = {name: value for name, value in vars(check).items() if name != "checked_s"}
+    return CheckView.model_validate({**facts, "checked": _time(check.checked_s)})
+
+
+def _facts(job: Job, tasks: Sequence[TaskFacts]) -> dict[str, Any]:
     progress = job.progress
     return {
         **{name: getattr(job, name) for name in ("id", "name", "kind", "attempt", "cluster", "owner", "team")},
@@ -218,6 +273,7 @@ def _facts(job: Job) -> dict[str, Any]:
         "accepted": _time(job.accepted_s),
         "started": _time(progress.started_s),
         "ended": _time(progress.ended_s),
+        "tasks": [{**asdict(task), "name": redacted(task.name)} for task in tasks],
     }
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from functools import cache
 from hashlib import sha256
 from importlib.resources import files
+from typing import get_args
 
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import HTMLResponse
@@ -20,6 +21,7 @@ from deploy.service.access import Role
 from deploy.service.answers import described
 from deploy.service.context import InService, Viewer
 from deploy.service.pages import evaluation_routes
+from deploy.service.views import Kind
 from schemas.versions import versions
 
 CONTENT_POLICY = (
@@ -141,7 +143,8 @@ def _rendered(name: str) -> str:
         loader=PackageLoader("deploy.service.pages"), autoescape=select_autoescape(default=True), trim_blocks=True,
         lstrip_blocks=True, undefined=StrictUndefined,
     )  # fmt: skip
-    return templates.get_template(f"{name}.html.j2").render(page=name, version=versions()["headworks"])
+    facts = {"page": name, "version": versions()["headworks"], "kinds": get_args(Kind)}
+    return templates.get_template(f"{name}.html.j2").render(facts)
 
 
 @cache

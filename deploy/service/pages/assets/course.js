@@ -20,9 +20,9 @@ export function showStages(place, several) {
 
 function stagesOf({ store, units, busy_s: busy, stalls_s: stalls, binds }) {
   const stages = Object.keys(busy);
-  const all = stages.reduce((sum, stage) => sum + busy[stage] + (stalls[stage] || 0), 0) || 1;
+  const most = Math.max(...Object.values(busy), ...Object.values(stalls)) || 1;
   const bar = (seconds, kind) => el("td", { class: "number" }, `${figure(seconds)} s`,
-    el("meter", { class: kind, min: 0, max: all, value: seconds, "aria-label": `${Math.round((100 * seconds) / all)} %` }));
+    el("meter", { class: kind, min: 0, max: most, value: seconds, "aria-label": `${Math.round((100 * seconds) / most)} % of the most` }));
   const row = (stage) => el("tr", {}, el("th", { scope: "row", text: stage }), bar(busy[stage], "busy"), bar(stalls[stage] || 0, "stall"));
   const head = ["Stage", "Busy", "Waited"].map((text, column) => el("th", { scope: "col", class: column ? "number" : null, text }));
   const words = `${store}: the last ${units === 1 ? "unit" : `${units} units`}, seconds of all workers${BINDS[binds] ? `; ${BINDS[binds]}` : ""}`;
@@ -49,13 +49,13 @@ function makeFigure() {
 
 function fillFigure(block, title, lines, isLinear) {
   const [caption, svg, legend] = block.children;
-  setText(caption, title);
-  draw(svg, lines, isLinear);
+  setText(caption, `${title}${draw(svg, lines, isLinear) ? ", logarithmic scale" : ""}`);
   const last = lines.map((line) => `${line.name} ${figure(line.points.at(-1)[1])}`);
   setAttribute(svg, "aria-label", `${title} over steps; last: ${last.join(", ")}`);
   legend.replaceChildren(...lines.map((line, order) => el("li", {}, el("span", { class: `key s${line.colour}` }), last[order])));
 }
 
+/** Says whether the scale is logarithmic. */
 function draw(svg, lines, isLinear) {
   const points = lines.flatMap((line) => line.points);
   const x = scaleOf(points.map(([step]) => step), BOX.left, BOX.right, { isLinear: true });
@@ -64,14 +64,16 @@ function draw(svg, lines, isLinear) {
   for (const tick of x.ticks) {
     svg.append(shape("text", { x: x.at(tick), y: BOX.bottom + 17, "text-anchor": "middle" }, short(tick)));
   }
-  for (const tick of y.ticks) {
+  const ticks = y.ticks.length > 8 ? y.ticks.filter((tick) => Math.abs(Math.log10(tick) % 1) < 1e-9) : y.ticks;
+  for (const tick of ticks) {
     svg.append(shape("line", { class: "grid", x1: BOX.left, x2: BOX.right, y1: y.at(tick), y2: y.at(tick) }));
     svg.append(shape("text", { x: BOX.left - 8, y: y.at(tick) + 4, "text-anchor": "end" }, short(tick)));
   }
-  svg.append(shape("text", { class: "axis", x: (BOX.left + BOX.right) / 2, y: BOX.bottom + 36, "text-anchor": "middle" }, `steps${y.isLog ? ", logarithmic scale" : ""}`));
+  svg.append(shape("text", { class: "axis", x: (BOX.left + BOX.right) / 2, y: BOX.bottom + 36, "text-anchor": "middle" }, "steps"));
   for (const { colour, points: own } of lines) {
     const places = own.map(([step, value]) => `${x.at(step).toFixed(1)},${y.at(value).toFixed(1)}`);
     svg.append(shape("polyline", { class: `line s${colour}`, points: places.join(" ") }));
     if (own.length === 1) svg.append(shape("circle", { class: `dot s${colour}`, cx: x.at(own[0][0]), cy: y.at(own[0][1]), r: 3 }));
   }
+  return y.isLog;
 }

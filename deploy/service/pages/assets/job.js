@@ -1,9 +1,11 @@
 /* One attempt of a job. */
 
 import { get, nowMs, post } from "./api.js";
+import { drawCurves, showStages } from "./course.js";
 import { breakable, byId, el, reconcile, setAttribute, setFacts, setText } from "./dom.js";
 import { LogReader, follow, writeTo } from "./log.js";
 import { announce, begin, complain, watch } from "./page.js";
+import { showTasks } from "./progress.js";
 import { showStatus } from "./status.js";
 import { ENDED, ago, bytes, count, duration, figure, moment, runningTime } from "./words.js";
 import { yaml } from "./yaml.js";
@@ -13,6 +15,7 @@ const path = `jobs/${encodeURIComponent(id)}`;
 const log = new LogReader();
 let status = "";
 let mayAct = false;
+let isCourseWhole = false;
 let again = () => {};
 
 const badge = el("span");
@@ -40,7 +43,7 @@ function show(job) {
   byId("retry").hidden = !mayAct || !ENDED.has(job.status);
   if (status && status !== job.status) announce(`${job.name} is now ${job.status}`);
   status = job.status;
-  showProgress();
+  showProgress(job.tasks);
 }
 
 /** Where it puts what it makes; once that is there, a way to it. */
@@ -65,19 +68,9 @@ function showAttempts(job) {
   reconcile(byId("attempts"), [...job.attempts].reverse(), (each) => each.id, make, fill);
 }
 
-function showProgress() {
-  const tasks = [...log.tasks.values()];
+function showProgress(tasks) {
   byId("progress").hidden = !tasks.length;
-  const make = (task) => el("li", {}, el("span", { class: "task" }), el("progress", { max: 1, "aria-label": task.name }), el("span", { class: "muted" }));
-  reconcile(byId("tasks"), tasks, (task) => task.name, make, (line, task) => {
-    const [name, bar, rest] = line.children;
-    setText(name, task.name);
-    setAttribute(bar, "value", task.share === null ? null : String(task.share));
-    bar.hidden = task.share === null;
-    const waits = log.waits.startsWith(`${task.name}:`) && !ENDED.has(status) ? log.waits.slice(task.name.length + 2) : "";
-    setText(rest, [task.amounts, task.more, waits].filter(Boolean).join(", "));
-  });
-  if (log.summary) showSummary(log.summary);
+  showTasks(byId("tasks"), tasks);
 }
 
 function showSummary(summary) {
@@ -101,6 +94,17 @@ function showSummary(summary) {
   });
   const titles = head.map((text, place) => el("th", { scope: "col", class: place ? "number" : null, text }));
   byId("figures").append(el("thead", {}, el("tr", {}, ...titles)), el("tbody", {}, ...cells));
+}
+
+/** Until the job has ended, and once after that. */
+async function lookAtCourse(signal) {
+  if (isCourseWhole) return 0;
+  const isLast = ENDED.has(status);
+  const found = await get(`${path}/figures`, {}, signal);
+  byId("stages-section").hidden = !showStages(byId("stages"), found.stages);
+  byId("curves-section").hidden = !drawCurves(byId("curves"), found);
+  isCourseWhole = isLast;
+  return 10000;
 }
 
 /** Asks before it acts; what it did, or why not, is shown and said. */
@@ -151,6 +155,7 @@ begin((who) => {
     show(job);
     return ENDED.has(job.status) ? 15000 : 2000;
   });
+  watch(lookAtCourse, { isQuiet: true });
   const write = writeTo(byId("log"), () => byId("follow").checked);
   const leaving = new AbortController();
   addEventListener("pagehide", () => leaving.abort());
@@ -160,7 +165,7 @@ begin((who) => {
     on: (text, isAnew) => {
       write(text, isAnew);
       log.add(text, isAnew);
-      showProgress();
+      if (log.summary) showSummary(log.summary);
     },
   });
 });

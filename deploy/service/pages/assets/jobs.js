@@ -3,8 +3,9 @@
 import { get, nowMs } from "./api.js";
 import { byId, el, reconcile, setAttribute, setText } from "./dom.js";
 import { announce, begin, watch } from "./page.js";
+import { fillBar, pace, share } from "./progress.js";
 import { showStatus } from "./status.js";
-import { ENDED, ago, count, moment, runningTime } from "./words.js";
+import { ENDED, ago, count, moment, runningTime, short } from "./words.js";
 
 const LIMIT = 50;
 const FILTERS = ["status", "kind", "name", "team"];
@@ -27,18 +28,20 @@ function address(changes) {
 function makeRow() {
   const name = el("td", { class: "job" }, el("a"), el("span", { class: "why" }));
   const status = el("td", {}, el("span"));
+  const progress = el("td", { class: "progress" }, el("progress", { max: 1, hidden: true }), el("span", { class: "why" }));
   const cells = ["kind", "number attempt", "cluster", "owner"].map((kind) => el("td", { class: kind }));
-  return el("tr", {}, name, status, ...cells, el("td", { class: "accepted" }, el("time")), el("td", { class: "number time" }));
+  return el("tr", {}, name, status, progress, ...cells, el("td", { class: "accepted" }, el("time")), el("td", { class: "number time" }));
 }
 
 function fillRow(row, job) {
-  const [name, status, kind, attempt, cluster, owner, accepted] = row.children;
+  const [name, status, progress, kind, attempt, cluster, owner, accepted] = row.children;
   const link = name.firstElementChild;
   setText(link, job.id);
   setAttribute(link, "href", `job?id=${encodeURIComponent(job.id)}`);
   const tells = ["WAITING", "FAILED", "LOST"].includes(job.status) || (job.message && !ENDED.has(job.status));
   setText(name.lastElementChild, tells ? job.message : "");
   showStatus(status.firstElementChild, job);
+  fillProgress(progress, job.tasks.at(-1));
   setText(kind, job.kind);
   setText(attempt, String(job.attempt));
   setText(cluster, job.cluster);
@@ -47,6 +50,15 @@ function fillRow(row, job) {
   setAttribute(time, "datetime", job.accepted);
   setAttribute(time, "title", moment(job.accepted));
   fillTimes(row, job);
+}
+
+/** Of the task of which the job spoke last. */
+function fillProgress(cell, task) {
+  const part = task ? share(task) : null;
+  fillBar(cell.firstElementChild, task);
+  const done = part === null ? task && `${short(task.done)} ${task.unit}` : `${Math.floor(part * 100)} %`;
+  setText(cell.lastElementChild, task ? [done, pace(task)].filter(Boolean).join(", ") : "");
+  setAttribute(cell, "title", task ? task.name : null);
 }
 
 function fillTimes(row, job) {

@@ -1,14 +1,9 @@
-/* A job's log: followed as it is written, and read for what it says of progress and result. */
+/* A job's log: followed as it is written, and read for the result at its end. */
 
 import { ApiError, send } from "./api.js";
 
 const MOST = 1_000_000;
 const AGAIN_MS = 3000;
-/** `collect: 1.23M/4.00M tokens, 12k tokens/s, 2:03 left`, the form of workers/progress.py. */
-const TASK = /^([\w .,'()-]{1,80}): ([\d.]+)([kMGT]?)(?:\/([\d.]+)([kMGT]?))? ([A-Za-z]+)((?:, [^,]+)*)$/;
-const WAITED = /: (waited for .+ of the last \d+ s|waits for .+ no more)$/;
-const SIZES = { "": 1, k: 1e3, M: 1e6, G: 1e9, T: 1e12 };
-
 /** Follows a log until its job has ended, beginning anew when the answer breaks off. `on(text, isAnew)` gets what
  *  comes, `state(words)` how it stands. */
 export async function follow(id, { on, state, signal }) {
@@ -58,11 +53,9 @@ export function writeTo(pre, isFollowing) {
   };
 }
 
-/** What a log says so far, a line at a time. */
+/** Finds the result that a job writes at its end, a line of JSON. */
 export class LogReader {
   constructor() {
-    this.tasks = new Map();
-    this.waits = "";
     this.summary = null;
     this.rest = "";
   }
@@ -71,24 +64,9 @@ export class LogReader {
     if (isAnew) this.rest = "";
     const lines = (this.rest + text).split(/\r?\n/);
     this.rest = lines.pop();
-    for (const line of lines) this.line(line);
-  }
-
-  line(line) {
-    const facts = line.startsWith("{") ? parsed(line) : null;
-    if (facts?.dictionaries && facts.status) {
-      this.summary = facts;
-      return;
-    }
-    const said = facts ? String(facts.message ?? "") : line;
-    const found = TASK.exec(said);
-    if (found) {
-      const [, name, done, doneSize, total, totalSize, unit, more] = found;
-      const share = total ? (Number(done) * SIZES[doneSize]) / (Number(total) * SIZES[totalSize]) : null;
-      const amounts = `${done}${doneSize}${total ? ` of ${total}${totalSize}` : ""} ${unit}`;
-      this.tasks.set(name, { name, share, amounts, more: more.slice(2) });
-    } else if (WAITED.test(said)) {
-      this.waits = said.includes("no more") ? "" : said;
+    for (const line of lines) {
+      const facts = line.startsWith("{") ? parsed(line) : null;
+      if (facts?.dictionaries && facts.status) this.summary = facts;
     }
   }
 }

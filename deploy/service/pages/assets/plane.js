@@ -6,7 +6,8 @@ const SVG = "http://www.w3.org/2000/svg";
 const BOX = { left: 66, right: 544, top: 14, bottom: 372 };
 const MOST_NAMES = 14;
 
-function shape(name, attributes, text) {
+/** An element of SVG. */
+export function shape(name, attributes, text) {
   const made = document.createElementNS(SVG, name);
   for (const [key, value] of Object.entries(attributes)) made.setAttribute(key, value);
   if (text !== undefined) made.textContent = text;
@@ -14,9 +15,9 @@ function shape(name, attributes, text) {
 }
 
 /** A scale over the values: logarithmic where they span more than a factor of 5, else linear; with its ticks. */
-export function scaleOf(values, from, to) {
+export function scaleOf(values, from, to, { isLinear = false } = {}) {
   const [least, most] = [Math.min(...values), Math.max(...values)];
-  const isLog = least > 0 && most / least > 5;
+  const isLog = !isLinear && least > 0 && most / least > 5;
   const turn = isLog ? Math.log10 : (value) => value;
   let [low, high] = [turn(least), turn(most)];
   const room = (high - low) * 0.1 || Math.abs(high) * 0.2 || 0.5;

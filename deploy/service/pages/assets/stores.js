@@ -1,6 +1,7 @@
 /* The stores that lie at or below a place. */
 
 import { get } from "./api.js";
+import { checkedCell } from "./checked.js";
 import { breakable, byId, el, setAttribute, setText } from "./dom.js";
 import { finding, shortName, wanted } from "./find.js";
 import { keeping } from "./keeping.js";
@@ -13,7 +14,7 @@ const LIMIT = 100;
 const time = (seconds) =>
   seconds ? el("time", { datetime: new Date(seconds * 1000).toISOString(), title: new Date(seconds * 1000).toLocaleString(), text: ago(Date.now() - seconds * 1000) }) : "never";
 
-function row(store) {
+function row(store, readers, check) {
   const points = Object.keys(store.hook_points);
   const named = points.length > 2 ? `${points[0]} and ${points.length - 1} more` : points.join(", ");
   const what = [store.dtype, store.layout, store.codec === "none" ? "" : store.codec];
@@ -25,6 +26,7 @@ function row(store) {
     el("td", { class: "wrap", title: points.join("\n") }, breakable(named)),
     el("td", { class: "number", text: store.num_rows ? count(store.num_rows) : "" }),
     el("td", { class: "number" }, bytes(store.size_bytes), el("span", { class: "why", text: what.filter(Boolean).join(", ") })),
+    el("td", { class: "number", text: readers ? `${count(readers)} ${readers === 1 ? "job" : "jobs"}` : "" }), el("td", {}, ...checkedCell(check)),
     el("td", { class: "accepted" }, time(store.last_used_s)), el("td", { class: "wrap", text: keeping(store) }));
 }
 
@@ -33,7 +35,7 @@ async function look(query, isWanted) {
   const facts = Object.fromEntries(FIELDS.map((name) => [name, query.get(name)]));
   const page = await get("stores", { ...facts, limit: LIMIT, offset });
   if (!isWanted()) return;
-  byId("rows").replaceChildren(...page.stores.map(row));
+  byId("rows").replaceChildren(...page.stores.map((store) => row(store, page.readers[store.url], page.checks[store.url])));
   byId("table").hidden = !page.stores.length;
   byId("empty").hidden = page.stores.length > 0;
   setText(byId("empty"), "No store is there.");

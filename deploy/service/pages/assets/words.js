@@ -38,6 +38,17 @@ export function figure(value) {
   return Math.abs(value) >= 1000 ? count(value) : String(Number(value.toPrecision(3)));
 }
 
+/** `1.23M`: three figures and a decimal prefix. */
+export function short(value) {
+  const units = ["", "k", "M", "G", "T"];
+  let place = 0;
+  while (value >= 999.5 && place < units.length - 1) {
+    value /= 1000;
+    place += 1;
+  }
+  return `${Number(value.toPrecision(3))}${units[place]}`;
+}
+
 export function bytes(value) {
   if (value === null || value === undefined) return "";
   const units = ["B", "kB", "MB", "GB", "TB", "PB"];

@@ -39,6 +39,11 @@ def test_stores_are_found_and_shown(make_site: Callable[..., Site], browser: Bro
     assert browser.run("document.querySelector('#points tr').innerText").split()[:3] == [HOOK, "8", "256"]
     assert HOSTILE in browser.run("document.getElementById('provenance').innerText")
     assert browser.run("document.querySelectorAll('img').length") == 0
+    assert browser.run("document.getElementById('check-section').hidden")
+    browser.run("document.getElementById('check').click()")
+    assert "No problems in" in browser.wait("document.getElementById('check-words').textContent")
+    browser.open(f"{site.url}/stores?url={tmp_path}/lab")
+    browser.wait("document.querySelector('#rows .sound') !== null")
     browser.open(f"{site.url}/stores?url=/nowhere/at/all")
     browser.wait("!document.getElementById('notice').hidden")
     assert "/nowhere/at/all" in browser.run("document.getElementById('notice').textContent")

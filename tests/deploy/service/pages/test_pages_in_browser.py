@@ -11,6 +11,8 @@ from served import Site
 
 from deploy.service.access import Role
 from deploy.service.states import State
+from pipeline.training.tracker import JsonLines
+from workers.events import EventLog
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
 
@@ -45,10 +47,10 @@ def test_the_list_follows_along_without_losing_the_focus(make_site: Callable[...
     assert browser.run("document.getElementById('news').textContent") == f"{first.id} is now RUNNING"
 
     browser.run("document.getElementById('name').focus()")
-    browser.type("second")
+    browser.type("ECO")
     browser.press("Enter", 13, "\r")
     browser.wait("document.querySelectorAll('#rows tr').length === 1")
-    assert browser.run("location.search") == "?name=second"
+    assert browser.run("location.search") == "?name=ECO"
     assert "1 job found" in browser.run("document.getElementById('count').textContent")
     browser.run("history.back()")
     browser.wait("document.querySelectorAll('#rows tr').length === 3")
@@ -73,11 +75,14 @@ def test_a_job_is_followed_live_and_its_text_is_text(make_site: Callable[..., Si
     site = make_site()
     job = site.job("live", State.RUNNING)
     site.cluster.lines += [f"{HOSTILE}\n", "collect: 1.50M/3.00M tokens, 12k tokens/s, 2:05 left\n"]
+    browser.open(f"{site.url}/")
+    browser.wait("document.querySelector('#rows progress')?.value === 0.5")
+    assert "50 %, 12k tokens/s, 2:05 left" in rows(browser)[0]
     browser.open(f"{site.url}/job?id={job.id}")
     browser.wait("document.querySelector('#tasks progress')?.value === 0.5")
     assert HOSTILE in browser.run("document.getElementById('log').textContent")
     assert browser.run("document.querySelectorAll('#content img, #content script').length") == 0
-    assert "1.50M of 3.00M tokens, 12k tokens/s, 2:05 left" in browser.run("document.getElementById('tasks').innerText")
+    assert "1.5M of 3M tokens, 12k tokens/s, 2:05 left" in browser.run("document.getElementById('tasks').innerText")
     site.cluster.lines.append('{"message": "collect: 2.25M/3.00M tokens, 12k tokens/s, 1:02 left"}\n')
     browser.wait("document.querySelector('#tasks progress').value === 0.75")
     site.cluster.lines.append(
@@ -94,6 +99,41 @@ def test_a_job_is_followed_live_and_its_text_is_text(make_site: Callable[..., Si
     browser.run("document.querySelector('details').open = true")
     spec = yaml.safe_load(browser.run("document.getElementById('spec').textContent"))
     assert spec == dict(site.service.jobs.get(job.id).spec)
+    assert browser.complaints == []
+
+
+def test_the_course_of_a_job_is_drawn(make_site: Callable[..., Site], browser: Browser) -> None:
+    site = make_site()
+    job = site.job("sae", State.RUNNING)
+    output = f"{site.folder}/out/sae"
+    events = EventLog(output, "events.jsonl", job="sae")
+    for unit in range(3):
+        seconds = {"read": 0.5, "forward": 2.0, "write": 1.0, "stall_read": 1.5, "stall_forward": 0.25, "total": 4.0}
+        events.emit("unit.committed", store=f"{output}/{HOSTILE}", unit=unit, seconds=seconds)
+    log = JsonLines(output, 0)
+    for step in range(1, 101):
+        figures = {"fvu": step**-0.5, "l0": 32.0, "dead_share": 0.0, "loss": 3.0}
+        log.log(
+            {"step": step, "tokens": 4096 * step, "tokens_per_s": 1e4, "stalled_s": 0.1, "dictionaries": {"d": figures}}
+        )
+    browser.open(f"{site.url}/job?id={job.id}")
+    browser.wait("document.querySelectorAll('#curves polyline').length === 4")
+    captions = "[...document.querySelectorAll('#curves figcaption')].map(each => each.textContent)"
+    assert browser.run(captions) == ["FVU, logarithmic scale", "L0", "Share of dead latents", "Loss"]
+    assert browser.run("document.querySelector('#curves svg').getAttribute('aria-label')") == (
+        "FVU over steps; last: d 0.1"
+    )
+    heights = (
+        "document.querySelector('#curves polyline').getAttribute('points').split(' ').map(each => +each.split(',')[1])"
+    )
+    found = browser.run(heights)
+    assert (len(found), found) == (100, sorted(found))  # it falls, and SVG counts from the top
+    stages = browser.run("document.getElementById('stages').innerText").split()
+    assert [stages[place : place + 5] for place in (-15, -10, -5)] == [
+        ["read", "1.5", "s", "4.5", "s"], ["forward", "6", "s", "0.75", "s"], ["write", "3", "s", "0", "s"],
+    ]  # fmt: skip
+    assert "the last 3 units" in browser.run("document.getElementById('stages').innerText")
+    assert browser.run("document.querySelectorAll('#content img, #content script').length") == 0
     assert browser.complaints == []
 
 
