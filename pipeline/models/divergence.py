@@ -79,7 +79,7 @@ class DivergenceForward:
             # Cloned: a later layer may write into the network's own tensor.
             watch = {name: _keeper(passed, name) for name in self._downstream}
             spliced = self._forward._run_spliced(ids, before, {self._target: replacement}, watch)
-            nats, at_head = self._forward._head.divergence(clean, spliced, counted)
+            nats, at_head = self._forward._head.divergence(clean, spliced, ids, counted)
             losses, gradients = [spliced.last_hidden_state], [at_head * weight]
             downstream = self._relative_error(passed, activations, counted)
             if downstream is not None:

@@ -46,6 +46,8 @@ class Family:
     structure; empty: ``points`` has all."""
     mlp: str = ""
     """The same of the MLP."""
+    carries: bool = False
+    """Blocks hand each other more than the stream, so no block runs without those before it."""
 
 
 _QUERY_KEY_VALUE = (("q_proj", "k_proj", "v_proj"), ("q", "k", "v"), ("query", "key", "value"))

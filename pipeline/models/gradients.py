@@ -91,7 +91,7 @@ class GradientTaker:
         if mutated or not outputs:
             return found, mutated
         wanted = [name for name in self._names if name in captured]
-        at_head = self._head.gradient(outputs[0], next_token_labels(token_ids, lengths))
+        at_head = self._head.gradient(outputs[0], token_ids, next_token_labels(token_ids, lengths))
         taken = torch.autograd.grad(
             outputs[0].last_hidden_state, [captured[name] for name in wanted], at_head, materialize_grads=True
         )

@@ -61,47 +61,48 @@ class Head:
         self._model._modules[str(model.base_model_prefix)] = self._given
         self._vocab_size = int(model.config.get_text_config().vocab_size)
 
-    def cross_entropy(self, output: Any, labels: Tensor) -> CrossEntropy:
-        """``output`` of the backbone, ``labels`` int64 ``[B, L]``, negative where nothing is predicted.
+    def cross_entropy(self, output: Any, token_ids: Tensor, labels: Tensor) -> CrossEntropy:
+        """``output`` of the backbone for ``token_ids`` int64 ``[B, L]``, which heads with a bigram table read too;
+        ``labels`` int64 ``[B, L]``, negative where nothing is predicted.
 
         Raises:
             ModelError: the model's code is not built as a backbone followed by a head.
         """
         kept = labels >= 0
         total, count = 0.0, int(kept.sum())
-        for rows, targets in self._slices(output.last_hidden_state[kept], labels[kept]):
-            logits = self._logits(output, rows)
+        for rows, ids, targets in self._slices(output.last_hidden_state[kept], token_ids[kept], labels[kept]):
+            logits = self._logits(output, rows, ids)
             total += float(functional.cross_entropy(logits.float(), targets, reduction="none").double().sum())
         return CrossEntropy(total, count)
 
-    def gradient(self, output: Any, labels: Tensor) -> Tensor:
+    def gradient(self, output: Any, token_ids: Tensor, labels: Tensor) -> Tensor:
         """``[B, L, D]``: the gradient of the summed cross-entropy with respect to ``output.last_hidden_state``, zero
-        where nothing is predicted. Raises as ``cross_entropy``."""
+        where nothing is predicted. Arguments and errors as of ``cross_entropy``."""
         kept = labels >= 0
         states: Tensor = output.last_hidden_state.detach()
         found = torch.zeros_like(states)
         parts = []
-        for rows, targets in self._slices(states[kept], labels[kept]):
+        for rows, ids, targets in self._slices(states[kept], token_ids[kept], labels[kept]):
             with torch.enable_grad():
                 leaf = rows.detach().requires_grad_()
-                loss = functional.cross_entropy(self._logits(output, leaf).float(), targets, reduction="sum")
+                loss = functional.cross_entropy(self._logits(output, leaf, ids).float(), targets, reduction="sum")
             parts.append(torch.autograd.grad(loss, leaf)[0])
         if parts:
             found[kept] = torch.cat(parts)
         return found
 
-    def divergence(self, clean: Any, spliced: Any, counted: Tensor) -> tuple[float, Tensor]:
+    def divergence(self, clean: Any, spliced: Any, token_ids: Tensor, counted: Tensor) -> tuple[float, Tensor]:
         """KL(clean || spliced) of the predictions made at ``counted`` bool ``[B, L]``, in nats, summed in float64; and
         its gradient ``[B, L, D]`` with respect to ``spliced.last_hidden_state``. Raises as ``cross_entropy``."""
         states: Tensor = spliced.last_hidden_state.detach()
         found, total = torch.zeros_like(states), 0.0
         parts = []
-        for rows, truth in self._slices(states[counted], clean.last_hidden_state[counted]):
+        for rows, ids, truth in self._slices(states[counted], token_ids[counted], clean.last_hidden_state[counted]):
             with torch.no_grad():
-                expected = functional.log_softmax(self._logits(clean, truth).float(), dim=-1)
+                expected = functional.log_softmax(self._logits(clean, truth, ids).float(), dim=-1)
             with torch.enable_grad():
                 leaf = rows.detach().requires_grad_()
-                given = functional.log_softmax(self._logits(spliced, leaf).float(), dim=-1)
+                given = functional.log_softmax(self._logits(spliced, leaf, ids).float(), dim=-1)
                 divergence = functional.kl_div(given, expected, log_target=True, reduction="none").sum(1)
             total += float(divergence.detach().double().sum())
             parts.append(torch.autograd.grad(divergence.sum(), leaf)[0])
@@ -109,11 +110,11 @@ class Head:
             found[counted] = torch.cat(parts)
         return total, found
 
-    def _logits(self, output: Any, rows: Tensor) -> Tensor:
-        """``[N, D]`` -> ``[N, V]`` by the model's own forward."""
+    def _logits(self, output: Any, rows: Tensor, token_ids: Tensor) -> Tensor:
+        """``[N, D]``, ``[N]`` -> ``[N, V]`` by the model's own forward."""
         self._given.output = type(output)(last_hidden_state=rows[None])
         try:
-            found = self._model(input_ids=torch.zeros((1, len(rows)), dtype=torch.int64, device=rows.device))
+            found = self._model(input_ids=token_ids[None])
         except AttributeError as error:
             raise ModelError(f"{type(self._model).__name__} is not built as a backbone and a head: {error}") from error
         finally:
@@ -121,10 +122,10 @@ class Head:
         logits: Tensor = found.logits[0]
         return logits
 
-    def _slices(self, rows: Tensor, targets: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    def _slices(self, *parts: Tensor) -> Iterator[tuple[Tensor, ...]]:
         size = max(1, LOGITS_BYTES // (4 * self._vocab_size))
-        for start in range(0, len(rows), size):
-            yield rows[start : start + size], targets[start : start + size]
+        for start in range(0, len(parts[0]), size):
+            yield tuple(part[start : start + size] for part in parts)
 
 
 class _GivenOutput(nn.Module):

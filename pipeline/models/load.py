@@ -121,8 +121,10 @@ def _has_decoder_besides(model: Any) -> bool:
 
 
 def auto_class(spec: ModelSpec) -> Any:
-    """Transformers' class that builds models of the kind that the spec names."""
+    """Transformers' class that builds models of the kind that the spec names; it knows our own networks too."""
     import transformers
+
+    import pipeline.networks  # noqa: F401 - registers their configuration
 
     names = {"masked_lm": "AutoModelForMaskedLM", "encoder": "AutoModel", "vision": "AutoModel"}
     return getattr(transformers, names.get(spec.kind, "AutoModelForCausalLM"))

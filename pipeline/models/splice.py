@@ -4,7 +4,7 @@ Shapes: B batch rows, L context length, D width at a hook point, N predicted tok
 
 1. A clean forward keeps the activations at the hook points, and what the block before the first of them returned.
 2. For each replacement the network runs again with that block's output put in place of everything before it: only the
-   blocks from the first hook point on compute.
+   blocks from the first hook point on compute. All do where blocks hand on more than the stream.
 3. The head gives the loss of the predicted tokens (``head.py``).
 """
 
@@ -53,7 +53,9 @@ class SplicedForward:
         if blocks is None or outside:
             raise HookPointError(f"hook point {outside[0]!r} is outside of the blocks and cannot be spliced")
         self._layers, self._layers_path = list(blocks.layers), blocks.path
-        self._first_layer = min(self._sites[name].layer or 0 for name in self._targets)
+        first = min(self._sites[name].layer or 0 for name in self._targets)
+        self._first_layer = 0 if blocks.family.carries else first
+        """Blocks before this one are not computed again."""
         self._head = Head(loaded.module)
 
     def begin(self, token_ids: Tensor, lengths: Tensor, mask: Tensor) -> SplicedBatch:
@@ -138,7 +140,7 @@ class SplicedBatch:
         self._labels = next_token_labels(token_ids, lengths, mask)
         final, self.activations, self._before = forward._run_clean(token_ids)
         """Clean activations ``[B, L, D]`` at all hook points and sources, in the model's dtype."""
-        self.clean = forward._head.cross_entropy(final, self._labels)
+        self.clean = forward._head.cross_entropy(final, token_ids, self._labels)
         """The loss with nothing replaced."""
 
     @torch.no_grad()
@@ -148,7 +150,7 @@ class SplicedBatch:
         They are converted to the dtype of the network. Rows behind a context's length change nothing.
         """
         final = self._forward._run_spliced(self._token_ids, self._before, replacements)
-        return self._forward._head.cross_entropy(final, self._labels)
+        return self._forward._head.cross_entropy(final, self._token_ids, self._labels)
 
     def self_check(self) -> float:
         """Nats by which the summed loss changes when each activation is replaced by itself; 0.0 where all is well."""

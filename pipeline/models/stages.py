@@ -130,6 +130,11 @@ def cut(
             f"{type(backbone).__name__} has no list of blocks of a known structure, so it cannot be cut into stages; "
             "choose workers.placement: replica"
         )
+    if blocks.family.carries:
+        raise ModelError(
+            f"blocks of {type(backbone).__name__} hand on more than the hidden state, so it cannot be cut into stages; "
+            "choose workers.placement: replica"
+        )
     if gradients := [name for name in hook_points if is_gradient(name)]:
         raise HookPointError(
             f"hook point {gradients[0]!r}: gradients need the whole network in one process; choose workers.placement: "
