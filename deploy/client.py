@@ -6,6 +6,7 @@ The bearer token comes from ``HEADWORKS_TOKEN``, or else from ``~/.headworks/tok
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ import httpx2
 from deploy.submission import ClusterJob
 from pipeline.spec_paths import anchored
 from schemas import errors
-from schemas.errors import HeadworksError, JobError, SpecError, UnreachableError, UserError
+from schemas.errors import HeadworksError, JobError, MissingError, SpecError, UnreachableError, UserError
 from schemas.fields import require_no_credentials
 from schemas.pipeline import AnyJob
 
@@ -30,6 +31,7 @@ ANSWER_TIMEOUT_S = 120.0
 
 _PROBE_TIMEOUT_S = 5.0
 _PAGE = 1000
+_IDENTIFIER = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.\-]{0,127}")
 
 
 @dataclass(frozen=True)
@@ -128,6 +130,10 @@ def retry(identifier: str, address: str, *, cluster: str | None = None) -> Servi
 
 
 def _path(identifier: str, action: str = "") -> str:
+    if not _IDENTIFIER.fullmatch(identifier):
+        raise MissingError(
+            f"no job {identifier!r}: expected letters, digits, '_', '.' and '-'; `headworks jobs list` names them"
+        )
     return f"/api/v1/jobs/{quote(identifier, safe='')}{f'/{action}' if action else ''}"
 
 

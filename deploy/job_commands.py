@@ -115,7 +115,9 @@ def status(job: str, address: str, service: str | None, as_json: bool) -> None:
     """One job."""
     api, url, _ = _target(address, service)
     facts = api.status(job, url).facts()
-    show.emit(facts, show.pairs(facts), as_json=as_json)
+    shown = {name: value for name, value in facts.items() if name != "tasks"}
+    progress = [show.task_line(task) for task in facts.get("tasks", ())]
+    show.emit(facts, [*show.pairs(shown), *progress], as_json=as_json)
 
 
 @jobs.command()

@@ -47,6 +47,20 @@ def _dictionary_line(name: str, figures: Mapping[str, Any], where: str) -> str:
     return f"  dictionary {name}: {', '.join(words)}{where}"
 
 
+def task_line(task: Mapping[str, Any]) -> str:
+    """How far a task of a running job is, as the service says it."""
+    from workers.progress import clock_time, short
+
+    rate, left, total = task["rate_per_s"], task["left_s"], task["total"]
+    words = [
+        f"{short(task['done'])}{f'/{short(total)}' if total else ''} {task['unit']}",
+        f"{short(rate)} {task['unit']}/s" if rate is not None else "",
+        f"{clock_time(left)} left" if left is not None else "",
+        task["waits"],
+    ]
+    return f"  {task['name']}: {', '.join(word for word in words if word)}"
+
+
 def table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> list[str]:
     """Aligned columns under their names."""
     cells = [list(columns), *([str(row[column]) for column in columns] for row in rows)]

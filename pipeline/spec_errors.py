@@ -78,7 +78,8 @@ def _said(details: ErrorDetails, owner: type[BaseModel] | None) -> str:
     fields = list(owner.model_fields) if owner else []
     if kind == "extra_forbidden":
         name = str(details["loc"][-1])
-        return "unknown field" + (nearest(name, fields) or f"; expected one of {', '.join(fields)}")
+        expected = f"; expected one of {', '.join(fields)}" if fields else ""
+        return f"unknown field{nearest(name, fields) or expected}"
     if kind == "missing":
         field = owner.model_fields.get(str(details["loc"][-1])) if owner else None
         return f"required, but not given ({field.description})" if field and field.description else "required"

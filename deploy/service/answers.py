@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Sequence
+from http import HTTPStatus
 from typing import Any, cast
 
 from fastapi import FastAPI, Request
@@ -28,6 +29,7 @@ from schemas.errors import (
     MissingError,
     UnreachableError,
 )  # fmt: skip
+from schemas.pipeline import AnyJob
 
 _log = logging.getLogger(__name__)
 
@@ -38,7 +40,9 @@ _STATUS: dict[type[HeadworksError], int] = {
 """The rest are mistakes in what was sent: 422."""
 
 _NAMES = {401: "Unauthorized", 404: "NotFound", 405: "MethodNotAllowed", 413: "TooLarge", 429: "TooManyRequests"}
-_FIELD = re.compile(r"^((?:[a-z_]\w*)(?:\[\d+\])*(?:\.[\w\-]+(?:\[\d+\])*)*): ")
+_PATH = r"((?:[a-z_]\w*)(?:\[\d+\])*(?:\.[\w\-]+(?:\[\d+\])*)*): "
+_FIELD = re.compile(_PATH)
+_LISTED_FIELD = re.compile(f"^  {_PATH}", re.MULTILINE)
 
 Responses = dict[int | str, dict[str, Any]]
 
@@ -73,35 +77,39 @@ def install(app: FastAPI) -> None:
 async def _headworks_error(_request: Request, error: Exception) -> JSONResponse:
     status = next((_STATUS[kind] for kind in type(error).__mro__ if kind in _STATUS), 422)
     message = str(error)
-    match = _FIELD.match(message)
+    # Of several that are listed, the first.
+    match = _FIELD.match(message) or _LISTED_FIELD.search(message)
     return error_answer(status, type(error).__name__, message, match[1] if match else "")
 
 
-async def _validation_error(_request: Request, error: Exception) -> JSONResponse:
+async def _validation_error(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, RequestValidationError)
-    found = [_named(cast(ErrorDetails, details)) for details in error.errors()]
+    body = getattr(request.scope.get("route"), "body_field", None)
+    model = body.field_info.annotation if body is not None else Any
+    found = [_named(cast(ErrorDetails, details), model) for details in error.errors()]
     message = "\n".join(f"{field}: {said}" if field else said for field, said in found)
     return error_answer(422, "SpecError", message, found[0][0])
 
 
-def _named(details: ErrorDetails) -> tuple[str, str]:
-    """``(field, what is wrong with it)`` of one of pydantic's errors, a spec's in the words of its file."""
+def _named(details: ErrorDetails, body: Any) -> tuple[str, str]:
+    """``(field, what is wrong with it)`` of one of pydantic's errors, in the words of a spec's file; ``body``: the type
+    of the request's body. Fields of a spec are named as in its file."""
     where: Sequence[Any] = details["loc"]
-    if tuple(where[:2]) == ("body", "spec"):
-        inner: ErrorDetails = {**details, "loc": tuple(where[2:])}
-        field, _ = locate(inner["loc"])
-        return field, explained_details(inner).removeprefix(f"{field}: ")
     if details["type"] == "json_invalid":
         return "", f"the body is not JSON: {details.get('ctx', {}).get('error', details['msg'])}"
-    field = ".".join(map(str, where[1:] or where))
-    return field, str(details["msg"])
+    in_spec = tuple(where[:2]) == ("body", "spec") and len(where) > 2
+    inner: ErrorDetails = {**details, "loc": tuple(where[2:] if in_spec else where[1:])}
+    spec = AnyJob if in_spec else body if where[0] == "body" else Any
+    field, _ = locate(inner["loc"], spec)
+    return field or str(where[0]), explained_details(inner, spec).removeprefix(f"{field}: ")
 
 
-async def _http_error(_request: Request, error: Exception) -> JSONResponse:
+async def _http_error(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, HTTPException)
-    return error_answer(
-        error.status_code, _NAMES.get(error.status_code, "HttpError"), str(error.detail), headers=error.headers
-    )
+    message = str(error.detail)
+    if message == HTTPStatus.NOT_FOUND.phrase:
+        message = f"nothing is at {request.url.path}; /docs describes every route"
+    return error_answer(error.status_code, _NAMES.get(error.status_code, "HttpError"), message, headers=error.headers)
 
 
 async def _too_deep(_request: Request, _error: Exception) -> JSONResponse:

@@ -146,13 +146,13 @@ def require_readable(service: Service, who: Principal, url: str) -> None:
 
 
 @contextmanager
-def slot() -> Iterator[None]:
-    if not _slots.acquire(timeout=30):
-        raise BusyError("the service is busy with other plans and searches; try again in a moment")
+def slot(slots: BoundedSemaphore = _slots, wait_s: float = 30.0) -> Iterator[None]:
+    if not slots.acquire(timeout=wait_s):
+        raise BusyError("the service is busy with others' questions of this kind; try again in a moment")
     try:
         yield
     finally:
-        _slots.release()
+        slots.release()
 
 
 @contextmanager

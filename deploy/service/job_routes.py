@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator
 from contextlib import nullcontext
+from threading import BoundedSemaphore
 from typing import Annotated
 
 from anyio import sleep
@@ -49,6 +50,9 @@ def _stream_slot(service: InService, who: Viewer, follow: bool = False) -> Itera
 
 
 StreamSlot = Annotated[None, Depends(_stream_slot)]
+
+_figure_slots = BoundedSemaphore(4)
+"""Of their own: pages ask again and again, and where storage does not answer that must not keep searches waiting."""
 
 _LOOK_S = 0.5
 """How often a log that is followed looks whether its job has begun or ended."""
@@ -97,7 +101,7 @@ def figures(job_id: JobId, service: InService, who: Viewer) -> Figures:
     where there is nothing yet, or where the service does not see that storage."""
     job = service.jobs.get(job_id, team_of(who))
     spec = validated(dict(job.spec), where=job.id)
-    with slot(), storage_errors():
+    with slot(_figure_slots, wait_s=1), storage_errors():
         return read_figures(spec, lambda url: require_readable(service, who, url))
 
 

@@ -191,6 +191,31 @@ def test_health_metrics_and_errors_have_their_forms(client: TestClient) -> None:
     assert 'route="none"' in numbers
 
 
+def test_wrong_requests_are_told_in_the_words_of_specs_with_the_field(
+    service: Service, client: TestClient, tmp_path: Path
+) -> None:
+    me = token(service, "me")
+    spec = spec_of("sae", tmp_path / "lab")
+    for body, field, words in (
+        ({}, "spec", "spec: required"),
+        ({"spec": None}, "spec", "spec: "),
+        ({"spec": spec, "atempt": 0}, "atempt", "atempt: unknown field; did you mean 'attempt'?"),
+        ({"spec": spec, "attempt": "x"}, "attempt", "attempt: should be a valid integer"),
+        ({"spec": {**spec, "stor": "/s"}}, "stor", "stor: unknown field; did you mean 'store'?"),
+        ([], "body", "should be a valid dictionary"),
+    ):
+        found = error_of(client.post("/api/v1/jobs", json=body, headers=me), 422)
+        assert found["field"] == field, found
+        assert words in found["message"], found
+    both = {**spec, "store": "/elsewhere", "output": "/etc/x"}
+    found = error_of(client.post("/api/v1/jobs", json={"spec": both}, headers=me), 403)
+    assert (found["field"], found["message"].splitlines()[0]) == ("store", "2 things in this job are not allowed:")
+    found = error_of(client.get("/api/v1/jobs", params={"status": "DONE"}, headers=me), 422)
+    assert found["message"].startswith("status: should be 'ACCEPTED', ")
+    assert found["message"].endswith("got 'DONE'")
+    assert error_of(client.get("/api/v1/job", headers=me), 404)["message"].startswith("nothing is at /api/v1/job;")
+
+
 def test_every_route_is_described(client: TestClient) -> None:
     schema = client.get("/openapi.json").json()
     for path, methods in schema["paths"].items():

@@ -79,6 +79,8 @@ def test_errors_come_back_as_they_were_raised(
         client.submit(job_of(tmp_path, name="other"), url, cluster="b")
     with pytest.raises(MissingError, match="did you mean"):
         client.status(job.id[:-1] + "7", url)
+    with pytest.raises(MissingError, match=r"no job '../x': expected letters"):
+        client.status("../x", url)
     assert client.stop(job.id, url)
     assert not client.stop(job.id, url)
     assert client.logs(job.id, url) == ""
