@@ -11,7 +11,6 @@ from collections.abc import AsyncIterator, Mapping
 from typing import Protocol
 
 from anyio.to_thread import run_sync
-from sqlalchemy.exc import DBAPIError
 
 from deploy.service.jobs import Jobs
 from deploy.service.log_facts import LogFacts, TaskFacts
@@ -53,8 +52,8 @@ class Watcher:
             while True:
                 try:
                     self._follow(await run_sync(self._jobs.running, MOST_WATCHED))
-                except DBAPIError as error:
-                    _log.warning("watching.no_database", extra={"facts": {"why": str(error.orig)}})
+                except Exception:  # noqa: BLE001 - a database that is away for a while must not end this
+                    _log.exception("watching.round_failed")
                 await asyncio.sleep(self._poll_s)
         finally:
             self._follow({})
@@ -78,4 +77,6 @@ class Watcher:
                 return
             except UserError as error:
                 _log.info("watching.broke_off", extra={"facts": {"job_id": identifier, "why": str(error)}})
+            except Exception:  # noqa: BLE001 - what Ray's client may raise is not all known
+                _log.exception("watching.failed", extra={"facts": {"job_id": identifier}})
             await asyncio.sleep(_AGAIN_S)

@@ -27,7 +27,7 @@ function stagesOf({ store, units, busy_s: busy, stalls_s: stalls, binds }) {
   const head = ["Stage", "Busy", "Waited"].map((text, column) => el("th", { scope: "col", class: column ? "number" : null, text }));
   const words = `${store}: the last ${units === 1 ? "unit" : `${units} units`}, seconds of all workers${BINDS[binds] ? `; ${BINDS[binds]}` : ""}`;
   const table = el("table", { class: "list" }, el("thead", {}, el("tr", {}, ...head)), el("tbody", {}, ...stages.map(row)));
-  return [el("p", { class: "note", text: words }), el("div", { class: "scroll" }, table)];
+  return [el("p", { class: "note", text: words }), el("div", { class: "scroll", role: "region", "aria-label": "Stages", tabindex: "0" }, table)];
 }
 
 /** A figure for each quantity, with a line for each dictionary; says whether there is anything. */
