@@ -1,0 +1,113 @@
+"""Circuits on Ray: a task for each search, side by side as far as the cluster has cores or GPUs.
+
+A search that is complete has its file, so a job that was stopped goes on with those that are missing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import nullcontext
+from typing import Any
+
+import ray
+
+from pipeline.circuits.job import Search, conclude, finished, identity, run_search, searches
+from pipeline.store.retention import noted_use
+from schemas.circuit import CircuitSpec
+from schemas.errors import HeadworksError, JobError
+from workers import board
+from workers.progress import Progress
+
+POLL_S = 0.5
+
+
+def run_circuit(spec: CircuitSpec, *, progress: Progress) -> dict[str, Any]:
+    """All searches on the connected Ray; what ``circuits.json`` says, and whether nothing was left to compute.
+
+    Paths in the spec are absolute or URLs.
+
+    Raises:
+        HeadworksError: what a search raised.
+        JobError: the process of a search died twice.
+    """
+    prepare = ray.remote(num_cpus=1, max_retries=1)(_prepare)
+    with noted_use([spec.store], spec.name) if spec.store else nullcontext():
+        facts, results = _answer(prepare.remote(spec.model_dump(mode="json")), spec.name)
+        waiting = [search for search in searches(spec) if search.key not in results]
+        results |= _searched(spec, facts, waiting, progress)
+        ordered = [results[search.key] for search in searches(spec)]
+        end = ray.remote(num_cpus=1, max_retries=1)(_conclude)
+        figures: dict[str, Any] = _answer(end.remote(spec.model_dump(mode="json"), facts, ordered), spec.name)
+    return {**figures, "reused": not waiting}
+
+
+def _searched(
+    spec: CircuitSpec, facts: dict[str, Any], waiting: Sequence[Search], progress: Progress
+) -> dict[str, dict[str, Any]]:
+    """Key -> result of every search that was missing."""
+    ask = spec.workers
+    run = ray.remote(num_cpus=ask.cpus_per_search, num_gpus=ask.gpus_per_search, max_retries=1)(_search)
+    dumped, boards = spec.model_dump(mode="json"), {search.key: board.open_board() for search in waiting}
+    tasks = {
+        run.remote(dumped, facts, search.task, search.number, boards[search.key]): search.key for search in waiting
+    }
+    results: dict[str, dict[str, Any]] = {}
+    total = len(waiting) * spec.mask.steps
+    try:
+        with progress.task(f"{spec.name}: searches", unit="steps") as shown:
+            running = list(tasks)
+            while running:
+                done, running = ray.wait(running, timeout=POLL_S)
+                for reference in done:
+                    results[tasks[reference]] = _answer(reference, spec.name)
+                steps = sum(_steps(boards[tasks[reference]]) for reference in running)
+                shown.reach(len(results) * spec.mask.steps + steps, total)
+    finally:
+        for reference in tasks:
+            ray.cancel(reference, force=True)
+    return results
+
+
+def _steps(notices: Any) -> int:
+    return int(board.read(notices).get("done", 0))
+
+
+def _answer(reference: Any, name: str) -> Any:
+    """The value of a task, or the error that it raised."""
+    try:
+        return ray.get(reference)
+    except ray.exceptions.RayTaskError as error:
+        if isinstance(error.cause, HeadworksError):
+            raise error.cause from None
+        raise JobError(f"{name} failed: {error}") from error
+    except ray.exceptions.RayError as error:
+        raise JobError(
+            f"a process of {name} died, and so did the one that took its place: {error}\nIt was most often killed for "
+            "its memory: lower mask.batch_pairs or task.pairs."
+        ) from error
+
+
+def _prepare(spec: dict[str, Any]) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
+    """Facts of the job, and the results that earlier runs left."""
+    job = CircuitSpec.model_validate(spec)
+    facts = identity(job)
+    left = {search.key: finished(job, facts, search) for search in searches(job)}
+    return facts, {key: found for key, found in left.items() if found is not None}
+
+
+def _search(spec: dict[str, Any], facts: dict[str, Any], task: str, number: int, notices: Any) -> dict[str, Any]:
+    import torch
+
+    job = CircuitSpec.model_validate(spec)
+    torch.set_num_threads(max(1, int(job.workers.cpus_per_search)))
+    post = board.poster(notices)
+
+    def told(done: int, total: int) -> None:
+        if done % 20 == 0 or done == total:
+            post({"done": done, "total": total})
+
+    return run_search(job, facts, Search(task, number), told)
+
+
+def _conclude(spec: dict[str, Any], facts: dict[str, Any], results: list[dict[str, Any]]) -> dict[str, Any]:
+    return conclude(CircuitSpec.model_validate(spec), facts, results)
