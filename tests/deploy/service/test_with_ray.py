@@ -1,4 +1,5 @@
-"""The service's process over a real Ray head: one session, and kills at random moments while jobs are submitted.
+"""The service's process over a real Ray head: one session, kills at random moments while jobs are submitted, and a
+collection that really computes.
 
 The head's interpreter of jobs is a script that notes each run, so that runs are counted where they happen.
 """
@@ -9,6 +10,7 @@ import os
 import random
 import signal
 import subprocess
+import sys
 import threading
 import time
 from collections import Counter
@@ -17,10 +19,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import httpx2
 import pytest
+import yaml
 from ray_head import BIN, Head, free_ports, started_head
 
 from deploy import client
+from deploy.service.access import Role, Tokens
+from deploy.service.database import open_database
+from deploy.service.kept_logs import KeptLogs
 from deploy.submission import job_fingerprint, job_id
 from schemas.errors import JobError, MismatchError, MissingError, UnreachableError
 from schemas.pipeline import JOB_ADAPTER
@@ -34,6 +41,7 @@ name=$(sed -n 's/^  "name": "\\(.*\\)",$/\\1/p' job.json | head -1)
 echo "$name" >> {runs}
 echo "begun $name"
 case "$name" in
+  real*) exec {python} "$@" ;;
   sleepy*) sleep 300 ;;
   broken*) echo "no luck"; exit 1 ;;
 esac
@@ -50,6 +58,9 @@ class Server:
     head: Head
     port: int = field(default_factory=lambda: free_ports(1)[0])
     process: subprocess.Popen[bytes] | None = None
+    policy: str = ""
+    address: str = ""
+    """Of its cluster; empty: the head's."""
 
     @property
     def url(self) -> str:
@@ -58,8 +69,8 @@ class Server:
     def start(self) -> None:
         config = self.folder / "serve.yaml"
         config.write_text(
-            f"clusters: {{real: {{address: '{self.head.url}'}}}}\npoll_s: 0.3\n"
-            f"database: sqlite:///{self.folder}/service.db\n"
+            f"clusters: {{real: {{address: '{self.address or self.head.url}'}}}}\npoll_s: 0.3\n"
+            f"database: sqlite:///{self.folder}/service.db\npolicy: '{self.policy}'\n"
         )
         with (self.folder / "log").open("ab") as log:
             self.process = subprocess.Popen(
@@ -87,22 +98,27 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def head(runs: Path) -> Iterator[Head]:
     interpreter = runs.parent / "python"
-    interpreter.write_text(_INTERPRETER.replace("{runs}", str(runs)))
+    interpreter.write_text(_INTERPRETER.replace("{runs}", str(runs)).replace("{python}", sys.executable))
     interpreter.chmod(0o755)
     with started_head(HEADWORKS_PYTHON=str(interpreter)) as head:
         yield head
 
 
 @pytest.fixture
-def server(head: Head, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+def stopped_server(head: Head, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     monkeypatch.delenv(client.TOKEN, raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))
     server = Server(tmp_path, head)
-    server.start()
-    server.wait()
     yield server
     if server.process is not None and server.process.poll() is None:
         server.end(signal.SIGKILL)
+
+
+@pytest.fixture
+def server(stopped_server: Server) -> Server:
+    stopped_server.start()
+    stopped_server.wait()
+    return stopped_server
 
 
 def job_of(name: str, folder: Path) -> Any:
@@ -199,3 +215,62 @@ def accepted_despite(job: Any, url: str) -> str:
         except UnreachableError:
             assert time.monotonic() < deadline
             time.sleep(0.05)
+
+
+def test_a_collection_by_a_token_is_watched_and_its_store_found_and_its_log_kept(
+    stopped_server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sys.path.insert(0, str(Path(__file__).parents[2] / "pipeline" / "collection"))
+    from small_job import save_corpus, save_model, small_spec
+
+    model, corpus, lab = save_model(tmp_path / "model"), save_corpus(tmp_path / "corpus"), tmp_path / "lab"
+    lab.mkdir()
+    server = stopped_server
+    team = {"read": [str(tmp_path / "corpus")], "write": [str(lab)], "models": [str(model)]}
+    (tmp_path / "policy.yaml").write_text(yaml.safe_dump({"teams": {"lab": team}}))
+    server.policy = str(tmp_path / "policy.yaml")
+    secret = Tokens(open_database(f"sqlite:///{tmp_path}/service.db")).create("eve", Role.SUBMITTER, "lab")
+    monkeypatch.setenv(client.TOKEN, secret)
+    server.start()
+    server.wait()
+    spec = small_spec(model, corpus, lab / "store", name="real").model_dump(mode="json")
+    (tmp_path / "real.yaml").write_text(yaml.safe_dump(spec))
+
+    def headworks(*words: str) -> subprocess.CompletedProcess[str]:
+        command = [BIN / "headworks", *words]
+        variables = {**os.environ, client.SERVICE: server.url}
+        return subprocess.run(command, env=variables, capture_output=True, text=True, timeout=120, check=False)
+
+    submitted = headworks("submit", str(tmp_path / "real.yaml"), "--json")
+    assert submitted.returncode == 0, submitted.stderr
+    identifier = yaml.safe_load(submitted.stdout)["id"]
+    tasks: dict[str, Any] = {}
+    deadline = time.monotonic() + 120
+    while not (job := client.status(identifier, server.url)).has_ended:
+        tasks |= {task["name"]: task for task in job.tasks}
+        assert time.monotonic() < deadline, (job, client.logs(identifier, server.url))
+        time.sleep(0.5)
+    assert job.status == "SUCCEEDED", client.logs(identifier, server.url)
+    assert tasks["real: tokens"]["done"] > 0
+    shown = headworks("jobs", "logs", identifier)
+    assert "real: succeeded in" in shown.stdout
+    summary = yaml.safe_load(shown.stdout.splitlines()[-1])
+    assert (summary["status"], summary["output"]) == ("succeeded", str(lab / "store"))
+    with httpx2.Client(base_url=f"{server.url}/api/v1", headers={"Authorization": f"Bearer {secret}"}) as http:
+        (store,) = http.get("/stores").json()["stores"]
+        (stages,) = http.get(f"/jobs/{identifier}/figures").json()["stages"]
+    assert (store["url"], store["state"], store["num_rows"]) == (
+        str(lab / "store"), "complete", summary["collection"]["tokens"],
+    )  # fmt: skip
+    assert stages["units"] > 0
+    assert stages["busy_s"]["forward"] > 0
+
+    kept = KeptLogs(open_database(f"sqlite:///{tmp_path}/service.db"))
+    while kept.find(identifier) is None:
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    server.end(signal.SIGTERM)
+    server.address = "http://127.0.0.1:9"
+    server.start()
+    server.wait()
+    assert client.logs(identifier, server.url).splitlines() == shown.stdout.splitlines()
