@@ -17,6 +17,7 @@ NAMES = (
     "quality",
     "reading",
     "scaling",
+    "service",
     "storage",
     "training_step",
 )
