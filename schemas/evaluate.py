@@ -40,6 +40,9 @@ class EvaluateSpec(Spec):
     """At most this many rows for reconstruction figures, the first ones in a seeded order."""
     cross_entropy_tokens: NonNegativeInt = 4096
     """Tokens for the spliced cross-entropy; 0: leave it out."""
+    interpretation: InputUrl | None = None
+    """Output of an interpret job over the same dictionaries, or ``${NAME}`` of one of the same pipeline: its latents
+    are the features of the page, with their explanations and scores. None: no explanations."""
     report: ReportSpec = ReportSpec()
     """The page of features."""
     seed: NonNegativeInt = 0

@@ -76,7 +76,7 @@ class PipelineSpec(Spec):
         jobs: list[Single] = []
         for job in self.jobs:
             updates: dict[str, Any] = {}
-            for field in ("store", "dictionaries"):
+            for field in ("store", "dictionaries", "interpretation"):
                 value = getattr(job, field, None)
                 if isinstance(value, str):
                     updates[field] = _resolved(value, outputs)
@@ -91,7 +91,7 @@ def _sources(job: Single) -> dict[str, tuple[str, ...]]:
     """Field that may refer to an earlier job -> the kinds of job that it may refer to."""
     # Only training can do without contexts: the rest needs neighbours that belong together.
     stores = ("collect", "shuffle") if isinstance(job, TrainSpec) else ("collect",)
-    return {"store": stores, "dictionaries": ("train",)}
+    return {"store": stores, "dictionaries": ("train",), "interpretation": ("interpret",)}
 
 
 def _references_of(job: Job) -> Iterator[tuple[str, str, tuple[str, ...]]]:

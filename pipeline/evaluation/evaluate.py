@@ -12,13 +12,20 @@ The same job over the same facts finds its evaluation.json and does nothing.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pipeline.evaluation import belonging
-from pipeline.evaluation.contexts import choose_contexts, read_tokens
+from pipeline.evaluation.contexts import Bounds, choose_contexts, read_tokens
 from pipeline.evaluation.counting import Counter, Progress
 from pipeline.evaluation.cross_entropy import CrossEntropy, context_batches, spliced_cross_entropies
+from pipeline.evaluation.explained import (
+    explained_latents,
+    interpretation_figures,
+    read_interpretation,
+    with_explanations,
+)
+from pipeline.evaluation.features import Pieces
 from pipeline.evaluation.figures import DEFINITIONS, figures_of, latents_table
 from pipeline.evaluation.provenance import documents, facts
 from pipeline.evaluation.reconstruction import Reconstruction
@@ -60,15 +67,19 @@ def evaluate(spec: EvaluateSpec, *, progress: Progress | None = None) -> dict[st
     for trained in dictionaries:
         trained.dictionary.to(device)
     belonging.require(store, dictionaries, spec)
-    identity = _identity(spec, store, dictionaries)
-    return _finished(spec, identity) or _Evaluation(spec, store, dictionaries, identity, progress).run()
+    interpretation = read_interpretation(spec.interpretation, dictionaries)
+    identity = _identity(spec, store, dictionaries, interpretation)
+    return _finished(spec, identity) or _Evaluation(spec, store, dictionaries, interpretation, identity, progress).run()
 
 
-def _identity(spec: EvaluateSpec, store: AnyStore, dictionaries: list[Trained]) -> dict[str, Any]:
+def _identity(
+    spec: EvaluateSpec, store: AnyStore, dictionaries: list[Trained], interpretation: Mapping[str, Any] | None
+) -> dict[str, Any]:
     """What decides the result: two jobs of equal identity need only one evaluation."""
-    asked = spec.model_dump(mode="json", exclude={"kind", "name", "store", "dictionaries", "output"})
+    places = {"kind", "name", "store", "dictionaries", "interpretation", "output"}
     return {
-        "spec": asked,
+        "spec": spec.model_dump(mode="json", exclude=places),
+        "interpretation": interpretation and interpretation["fingerprint"],
         "store": store.fingerprint,
         "rows": store.num_rows,
         "dictionaries": {trained.name: trained.record.weights_sha256 for trained in dictionaries},
@@ -92,10 +103,12 @@ class _Evaluation:
         spec: EvaluateSpec,
         store: AnyStore,
         dictionaries: list[Trained],
+        interpretation: Mapping[str, Any] | None,
         identity: dict[str, Any],
         progress: Progress | None,
     ) -> None:
         self._spec = spec
+        self._interpretation = interpretation
         self._store = store
         self._dictionaries = dictionaries
         self._identity = identity
@@ -163,20 +176,28 @@ class _Evaluation:
         contexts = searched_contexts(store, spec.report, seed=spec.seed)
         self._count.begin("features", len(self._dictionaries) * sum(stop - start for start, stop in contexts))
         features = {
-            trained.name: find_features(
-                store,
-                trained,
-                measured[trained.name],
-                contexts,
-                self._eligible_of(trained),
-                spec.report,
-                pieces=tokenizer.pieces,
-                count=self._count,
-            )
+            trained.name: self._features_of(trained, measured[trained.name], contexts, tokenizer.pieces)
             for trained in self._dictionaries
         }
         self._count.end()
         return features
+
+    def _features_of(
+        self, trained: Trained, figures: Reconstruction, contexts: Sequence[Bounds], pieces: Pieces
+    ) -> list[dict[str, Any]]:
+        known = self._interpretation
+        found = find_features(
+            self._store,
+            trained,
+            figures,
+            contexts,
+            self._eligible_of(trained),
+            self._spec.report,
+            pieces=pieces,
+            count=self._count,
+            latents=None if known is None else explained_latents(known, trained.name, figures.fired),
+        )
+        return found if known is None else with_explanations(found, known, trained.name)
 
     def _eligible_of(self, trained: Trained) -> EligibleRows:
         """Scanned once for all dictionaries that leave out the same rows."""
@@ -204,7 +225,12 @@ class _Evaluation:
             },
             "definitions": DEFINITIONS,
             "dictionaries": {
-                trained.name: figures_of(trained, measured[trained.name], entropies.get(trained.name))
+                trained.name: figures_of(
+                    trained,
+                    measured[trained.name],
+                    entropies.get(trained.name),
+                    interpretation_figures(self._interpretation, trained.name),
+                )
                 for trained in self._dictionaries
             },
         }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -33,8 +34,11 @@ DEFINITIONS = {
 }
 
 
-def figures_of(trained: Trained, measured: Reconstruction, entropy: CrossEntropy | None) -> dict[str, Any]:
-    """One dictionary's entry; the ``ce_`` figures and ``splice_check`` are None where they were not asked for."""
+def figures_of(
+    trained: Trained, measured: Reconstruction, entropy: CrossEntropy | None, interpretation: Mapping[str, Any] | None
+) -> dict[str, Any]:
+    """One dictionary's entry; the ``ce_`` figures, ``splice_check`` and ``interpretation`` are None where they were not
+    asked for."""
     spec = trained.record.spec
     edges, counts = density_histogram(measured.density, measured.num_rows)
     return {
@@ -62,6 +66,7 @@ def figures_of(trained: Trained, measured: Reconstruction, entropy: CrossEntropy
         "ce_tokens": entropy and entropy.num_tokens,
         "ce_contexts": entropy and entropy.num_contexts,
         "splice_check": entropy and entropy.splice_check,
+        "interpretation": interpretation,
         "crosscoder": crosscoder_figures(trained.dictionary),
     }
 

@@ -85,8 +85,10 @@ def find_features(
     *,
     pieces: Pieces,
     count: Count,
+    latents: npt.NDArray[np.int64] | None = None,
 ) -> list[dict[str, Any]]:
-    """``spec.num_features`` features of one dictionary with their strongest contexts among ``contexts``."""
+    """``spec.num_features`` features of one dictionary, or those of ``latents``, with their strongest contexts among
+    ``contexts``."""
     tokens = read_tokens(store, contexts)
     rows = SearchedRows(
         row=tokens.row,
@@ -97,7 +99,8 @@ def find_features(
         held_out=tokens.held_out,
         eligible=are_eligible(eligible, tokens.row),
     )
-    latents = choose_latents(figures.fired, spec.num_features)
+    if latents is None:
+        latents = choose_latents(figures.fired, spec.num_features)
     search = FeatureSearch(latents, figures.fired, figures.num_rows, rows, spec)
     places = np.flatnonzero(rows.eligible)
     for start in range(0, len(places), trained.batch_rows):

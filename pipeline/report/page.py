@@ -171,7 +171,25 @@ def _details(figures: Mapping[str, Any]) -> list[tuple[str, str]]:
             ("Splice check", f"{figures['splice_check']:.1e} nats"),
         ]
     rows.append(("Rows left out", figures["excluded"]))
+    return rows + _interpretation(figures.get("interpretation"))
+
+
+def _interpretation(found: Mapping[str, Any] | None) -> list[tuple[str, str]]:
+    """Mean scores of explanations, and of those that must fail."""
+    if not found:
+        return []
+    rows = [("Explained latents", f"{found['num_explained']:,} by {found['explainer']}")]
+    for kind, figure in (("detection", "accuracy"), ("fuzzing", "accuracy"), ("simulation", "top_and_random")):
+        controls = [
+            f"{name.replace('_', ' ')} {_two(scores[kind][figure])}" for name, scores in found["controls"].items()
+        ]
+        value = _two(found["mean"][kind][figure])
+        rows.append((f"\u2026 {kind}, mean", f"{value}; {', '.join(controls)}" if controls else value))
     return rows
+
+
+def _two(value: float | None) -> str:
+    return "\u2013" if value is None else f"{value:.2f}".replace("-", "\u2212")
 
 
 def _decimal(value: float) -> str:

@@ -95,11 +95,16 @@
       return chip;
     }));
     tops.setAttribute("aria-label", "Top tokens by mean activation");
+    const meaning = make("p", "meaning");
+    if (feature.explanation !== undefined) {
+      meaning.append(make("span", "", feature.explanation));
+      for (const [label, value] of feature.scores) meaning.append(make("small", "", `${label} ${value}`));
+    }
     const contexts = make("ol", "contexts");
     const more = make("button", "more", "Show whole contexts");
     more.type = "button";
     more.tabIndex = -1;
-    const article = make("article", `feature s${state.dictionary % 8}`, make("header", "", make("div", "", title, tops), spark(feature)), contexts, more);
+    const article = make("article", `feature s${state.dictionary % 8}`, make("header", "", make("div", "", title, tops, meaning), spark(feature)), contexts, more);
     article.tabIndex = 0;
     article.id = `f${feature.latent}`;
     article.dataset.latent = feature.latent;
@@ -120,7 +125,7 @@
 
   // Searching looks at what is visible: context text and top tokens, spaces as spaces.
   const searchText = (feature) => (feature.text ??= [
-    ...feature.contexts.map((one) => one.tokens.join("")), ...feature.tokens.map((one) => one.text),
+    ...feature.contexts.map((one) => one.tokens.join("")), ...feature.tokens.map((one) => one.text), feature.explanation ?? "",
   ].join("\u0000").toLowerCase());
   const matches = (feature) => {
     const query = state.query.toLowerCase();

@@ -46,9 +46,15 @@ COLLECT: dict[str, Any] = {
 DICTIONARY = {"name": "d", "sources": ["h"], "num_latents": 64}
 SHUFFLE = {"kind": "shuffle", "store": "s3://lab/interp/a", "scratch": "/team/x", "output": "s3://lab/interp/b"}
 TRAIN = {"kind": "train", "store": "/team/runs/store", "dictionaries": [DICTIONARY], "output": "memory://interp/d"}
-EVALUATE = {"kind": "evaluate", "store": "/corpora/store", "dictionaries": "/team/d", "output": "/team/report"}
+EVALUATE = {
+    "kind": "evaluate", "store": "/corpora/store", "dictionaries": "/team/d", "interpretation": "/team/meanings",
+    "output": "/team/report",
+}  # fmt: skip
 CHAT = {"kind": "chat", "url": "http://llm.lab:8000/v1", "model": "large"}
-INTERPRET = {**EVALUATE, "kind": "interpret", "output": "/team/meanings", "explainer": CHAT}
+INTERPRET = {
+    "kind": "interpret", "store": "/corpora/store", "dictionaries": "/team/d", "output": "/team/meanings",
+    "explainer": CHAT,
+}  # fmt: skip
 JOBS = {"collect": COLLECT, "shuffle": SHUFFLE, "train": TRAIN, "evaluate": EVALUATE, "interpret": INTERPRET}
 PIPELINE = {
     "kind": "pipeline",
@@ -97,6 +103,7 @@ OUTSIDE = [
 PLACES = [
     (COLLECT, "output"), (COLLECT, "tokens.output"), (SHUFFLE, "store"), (SHUFFLE, "scratch"), (SHUFFLE, "output"),
     (TRAIN, "store"), (TRAIN, "output"), (EVALUATE, "store"), (EVALUATE, "dictionaries"), (EVALUATE, "output"),
+    (EVALUATE, "interpretation"),
     (INTERPRET, "store"), (INTERPRET, "dictionaries"), (INTERPRET, "output"),
     (PIPELINE, "output"), (PIPELINE, "jobs.0.output"), (PIPELINE, "jobs.0.tokens.output"), (PIPELINE, "jobs.1.output"),
     (PIPELINE, "jobs.2.output"),

@@ -14,8 +14,10 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
+from pipeline.evaluation.evaluate import evaluate
 from pipeline.interpretation.interpret import interpret
-from schemas.errors import MismatchError, SpecError
+from schemas.errors import MismatchError, MissingError, SpecError
+from schemas.evaluate import EvaluateSpec
 from schemas.interpret import CHAT_KEY, InterpretSpec
 
 LETTERS = "abcdefgh "
@@ -74,6 +76,29 @@ def test_the_same_job_does_nothing_and_gives_the_same_bytes_elsewhere(planted: A
     assert [one["scores"] for one in fewer] == [
         first["dictionaries"]["letters"]["latents"][i]["scores"] for i in (3, 5)
     ]
+
+
+def test_an_evaluation_shows_the_explanations(planted: Any, tmp_path: Path) -> None:
+    interpret(spec_of(planted, tmp_path / "i", latents=[2, 6]))
+    facts = {
+        "store": planted.store, "dictionaries": planted.dictionaries, "interpretation": f"{tmp_path}/i", "rows": "all",
+        "cross_entropy_tokens": 0, "report": {"rows": 2000}, "output": f"{tmp_path}/e",
+    }  # fmt: skip
+    figures = evaluate(EvaluateSpec.model_validate(facts))["dictionaries"]["letters"]["interpretation"]
+    assert (figures["explainer"], figures["num_explained"]) == ("tokens", 2)
+    assert figures["mean"]["detection"]["accuracy"] == 1.0
+    page = (tmp_path / "e" / "report.html").read_text()
+    shown = json.loads(page.split('id="data">')[1].split("</script>")[0])["dictionaries"][0]["features"]
+    assert {one["latent"]: one["explanation"][:10] for one in shown} == {2: "on for 'c'", 6: "on for 'g'"}
+    assert shown[0]["scores"][0] == ["detection", "1.00"]
+    # An interpretation of other weights is refused, one that is not there, too.
+    result = json.loads((tmp_path / "i" / "interpretation.json").read_text())
+    result["identity"]["dictionaries"]["letters"] = "0" * 64
+    (tmp_path / "i" / "interpretation.json").write_text(json.dumps(result))
+    with pytest.raises(MismatchError, match="other weights of dictionary 'letters'"):
+        evaluate(EvaluateSpec.model_validate(facts | {"output": f"{tmp_path}/f"}))
+    with pytest.raises(MissingError, match=r"no interpretation\.json"):
+        evaluate(EvaluateSpec.model_validate(facts | {"interpretation": f"{tmp_path}/none"}))
 
 
 def test_latents_are_chosen_over_the_range_of_densities(planted: Any, tmp_path: Path) -> None:

@@ -87,7 +87,8 @@ def report_data(**changes: Any) -> ReportData:
         "sae": [
             feature(7, density=-2.0, peak=5.0, word=" apple"),
             feature(21, density=-1.0, peak=3.0, word=" pear"),
-            feature(3, density=-3.0, peak=9.0, word=HOSTILE),
+            feature(3, density=-3.0, peak=9.0, word=HOSTILE)
+            | {"explanation": HOSTILE, "scores": [["detection", "0.91"]]},
         ],
         "transcoder": [feature(5, density=-1.5, peak=2.0, word=" plum")],
     }

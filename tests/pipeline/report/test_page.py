@@ -44,6 +44,21 @@ def test_the_page_says_what_was_measured(make_report_data: Make) -> None:
     assert outline.tags.count("svg") == 4 + 2
 
 
+def test_scores_of_explanations_stand_beside_those_of_the_controls(make_report_data: Make) -> None:
+    def scores(value: float) -> dict[str, dict[str, float | None]]:
+        classified: dict[str, float | None] = {"accuracy": value}
+        return {"detection": classified, "fuzzing": classified, "simulation": {"top_and_random": None}}
+
+    data = make_report_data()
+    figures = data.evaluation["dictionaries"]["sae"]
+    figures["interpretation"] = {
+        "explainer": "tokens", "num_explained": 3, "mean": scores(0.875), "controls": {"dealt_out": scores(0.5)},
+    }  # fmt: skip
+    page = render(data)
+    assert "3 by tokens" in page
+    assert "0.88; dealt out 0.50" in page
+
+
 def test_text_of_the_corpus_stays_text(make_report_data: Make, hostile: str) -> None:
     page = render(make_report_data())
     outline = Outline(page)
