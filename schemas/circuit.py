@@ -84,9 +84,10 @@ class SearchSpec(Spec):
 class CircuitWorkers(Spec):
     """Resources. Never part of a fingerprint."""
 
+    num_workers: NonNegativeInt = 0
+    """Searches that run at the same time; 0: as many as the cluster has room for."""
     cpus_per_search: PositiveFloat = 1
-    """Cores of one search; searches run side by side as far as the cluster has them. Their number decides in which
-    order sums are taken, so the last bits of a result."""
+    """Cores of one search. Their number decides in which order sums are taken, so the last bits of a result."""
     gpus_per_search: Annotated[float, Field(ge=0, le=1)] = 0
     """GPUs of one search."""
 

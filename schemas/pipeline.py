@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, TypeAdapter, model_validator
 
+from schemas.circuit import CircuitSpec
 from schemas.collect import CollectSpec
 from schemas.errors import nearest
 from schemas.evaluate import EvaluateSpec
@@ -16,11 +17,13 @@ from schemas.interpret import InterpretSpec
 from schemas.shuffle import ShuffleSpec
 from schemas.train import TrainSpec
 
-Single = CollectSpec | ShuffleSpec | TrainSpec | EvaluateSpec | InterpretSpec
+Single = CollectSpec | ShuffleSpec | TrainSpec | EvaluateSpec | InterpretSpec | CircuitSpec
 """A job of one kind."""
 
 Job = Annotated[Single, Field(discriminator="kind")]
 
+_MODEL = "model"
+"""Folder of the trained model in the output of a train_model job."""
 _REFERENCE = re.compile(r"^\$\{([A-Za-z0-9_.\-]+)\}$")
 
 
@@ -82,6 +85,9 @@ class PipelineSpec(Spec):
                     updates[field] = _resolved(value, outputs)
                 elif isinstance(value, dict):
                     updates[field] = {name: _resolved(url, outputs) for name, url in value.items()}
+            if isinstance(job, CircuitSpec) and _REFERENCE.match(job.model.path):
+                path = f"{_resolved(job.model.path, outputs)}/{_MODEL}"
+                updates["model"] = job.model.model_copy(update={"path": path})
             jobs.append(job.model_copy(update=updates))
             outputs[job.name] = job.output
         return jobs
@@ -96,6 +102,8 @@ def _sources(job: Single) -> dict[str, tuple[str, ...]]:
 
 def _references_of(job: Job) -> Iterator[tuple[str, str, tuple[str, ...]]]:
     """Field, its value and the kinds of job that it may refer to; ``store.NAME`` for one of several stores."""
+    if isinstance(job, CircuitSpec):
+        yield "model.path", job.model.path, ("train_model",)
     for field, kinds in _sources(job).items():
         value = getattr(job, field, None)
         if isinstance(value, str):
@@ -106,7 +114,7 @@ def _references_of(job: Job) -> Iterator[tuple[str, str, tuple[str, ...]]]:
 
 def _no_group(job: Job, field: str) -> str:
     """Why the field cannot be a group of stores, empty where it can."""
-    if isinstance(job, ShuffleSpec) or field != "store":
+    if isinstance(job, ShuffleSpec | CircuitSpec) or field != "store":
         return "give the URL of one of them, OUTPUT/SNAPSHOT"
     if isinstance(job, TrainSpec) and job.feed != "stored":
         return f"feed {job.feed} reads one store while it is collected, use feed: stored"

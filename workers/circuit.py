@@ -45,31 +45,30 @@ def _searched(
     spec: CircuitSpec, facts: dict[str, Any], waiting: Sequence[Search], progress: Progress
 ) -> dict[str, dict[str, Any]]:
     """Key -> result of every search that was missing."""
-    ask = spec.workers
+    ask, dumped, notices = spec.workers, spec.model_dump(mode="json"), board.open_board()
     run = ray.remote(num_cpus=ask.cpus_per_search, num_gpus=ask.gpus_per_search, max_retries=1)(_search)
-    dumped, boards = spec.model_dump(mode="json"), {search.key: board.open_board() for search in waiting}
-    tasks = {
-        run.remote(dumped, facts, search.task, search.number, boards[search.key]): search.key for search in waiting
-    }
+    left, running = list(waiting), dict[Any, Search]()
     results: dict[str, dict[str, Any]] = {}
-    total = len(waiting) * spec.mask.steps
+    steps: dict[str, int] = {}
     try:
-        with progress.task(f"{spec.name}: searches", unit="steps") as shown:
-            running = list(tasks)
-            while running:
-                done, running = ray.wait(running, timeout=POLL_S)
+        with progress.task(f"{spec.name}: {len(waiting)} searches", unit="steps") as shown:
+            while left or running:
+                while left and (len(running) < ask.num_workers or not ask.num_workers):
+                    search = left.pop(0)
+                    running[run.remote(dumped, facts, search.task, search.number, notices)] = search
+                done, _ = ray.wait(list(running), timeout=POLL_S)
                 for reference in done:
-                    results[tasks[reference]] = _answer(reference, spec.name)
-                steps = sum(_steps(boards[tasks[reference]]) for reference in running)
-                shown.reach(len(results) * spec.mask.steps + steps, total)
+                    results[running[reference].key] = _answer(reference, spec.name)
+                    del running[reference]
+                # The board keeps the last record, of whichever search: each is a few steps behind at most.
+                if record := board.read(notices):
+                    steps[record["key"]] = record["done"]
+                under_way = sum(steps.get(search.key, 0) for search in running.values())
+                shown.reach(len(results) * spec.mask.steps + under_way, len(waiting) * spec.mask.steps)
     finally:
-        for reference in tasks:
+        for reference in running:
             ray.cancel(reference, force=True)
     return results
-
-
-def _steps(notices: Any) -> int:
-    return int(board.read(notices).get("done", 0))
 
 
 def _answer(reference: Any, name: str) -> Any:
@@ -98,15 +97,15 @@ def _prepare(spec: dict[str, Any]) -> tuple[dict[str, Any], dict[str, dict[str, 
 def _search(spec: dict[str, Any], facts: dict[str, Any], task: str, number: int, notices: Any) -> dict[str, Any]:
     import torch
 
-    job = CircuitSpec.model_validate(spec)
+    job, search = CircuitSpec.model_validate(spec), Search(task, number)
     torch.set_num_threads(max(1, int(job.workers.cpus_per_search)))
     post = board.poster(notices)
 
     def told(done: int, total: int) -> None:
         if done % 20 == 0 or done == total:
-            post({"done": done, "total": total})
+            post({"key": search.key, "done": done})
 
-    return run_search(job, facts, Search(task, number), told)
+    return run_search(job, facts, search, told)
 
 
 def _conclude(spec: dict[str, Any], facts: dict[str, Any], results: list[dict[str, Any]]) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from pipeline.spec_paths import anchored
 from pipeline.store.joined import group_urls
 from pipeline.store.objects import Objects
 from pipeline.store.reader import Store
+from schemas.circuit import CircuitSpec
 from schemas.collect import CollectSpec
 from schemas.errors import DataError, MissingError, SpecError, nearest
 from schemas.evaluate import EvaluateSpec
@@ -86,7 +87,7 @@ def require_hook_points(jobs: Sequence[Job]) -> None:
     for job in jobs:
         if isinstance(job, CollectSpec):
             collected |= _collected(job)
-        if isinstance(job, CollectSpec | EvaluateSpec | InterpretSpec):
+        if isinstance(job, CollectSpec | EvaluateSpec | InterpretSpec | CircuitSpec):
             continue
         known = _fed_points(job, jobs) or _known_points(job.store, collected)
         if isinstance(job, ShuffleSpec):
@@ -245,6 +246,10 @@ def _execute(job: Job, progress: Progress, *, is_shared: bool) -> dict[str, Any]
             from workers.evaluate import run_interpret
 
             return run_interpret(job, progress=progress)
+        case CircuitSpec():
+            from workers.circuit import run_circuit
+
+            return run_circuit(job, progress=progress)
 
 
 def _by_units(
@@ -264,6 +269,7 @@ def summarised(
     ``collection``: figures of the collect job, of the first if there are several. ``shuffles``: job name -> figures of
     each shuffle. ``dictionaries``: name -> figures of the evaluation, ``interpretation``, mean scores, and
     ``training``, those of the last step; a name that two train jobs use is given as JOB/NAME.
+    ``circuits``: job name -> edges and nodes over all tasks, and which tasks reached the target.
     ``jobs``: job name -> kind, output, whether it was reused, and the seconds that it has waited for another.
     ``seconds``: job name -> wall time, and ``total``, which is less than their sum where jobs ran side by side.
     """
@@ -276,6 +282,9 @@ def summarised(
         "collection": collections[0] if collections else {},
         "shuffles": {name: figures for name, (each, figures) in results.items() if isinstance(each, ShuffleSpec)},
         "dictionaries": _dictionaries(results),
+        "circuits": {
+            name: figures["summary"] for name, (each, figures) in results.items() if isinstance(each, CircuitSpec)
+        },
         "seconds": seconds,
         "jobs": {
             name: {"kind": each.kind, "output": each.output, "reused": bool(figures.get("reused", False))}
@@ -300,7 +309,7 @@ def _dictionaries(results: dict[str, tuple[Job, dict[str, Any]]]) -> dict[str, d
     names = [spec.name for each in trained.values() for spec in each.dictionaries]
     found: dict[str, dict[str, Any]] = {}
     for each, figures in results.values():
-        if isinstance(each, CollectSpec | ShuffleSpec):
+        if isinstance(each, CollectSpec | ShuffleSpec | CircuitSpec):
             continue
         owner = each if isinstance(each, TrainSpec) else trained.get(each.dictionaries)
         for name, values in figures["dictionaries"].items():

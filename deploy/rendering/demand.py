@@ -11,6 +11,7 @@ from pathlib import Path
 
 from pipeline.planning.stages import Job, stages
 from pipeline.spec_paths import anchored
+from schemas.circuit import CircuitSpec
 from schemas.collect import CollectSpec
 from schemas.errors import SpecError, UserError
 from schemas.evaluate import EvaluateSpec
@@ -76,6 +77,8 @@ def _asked(job: Job) -> Demand:
             return Demand(job.name, ranks.num_workers, ranks.cpus_per_worker, float(ranks.use_gpu))
         case ShuffleSpec(workers=shufflers):
             return Demand(job.name, shufflers.num_workers or None, shufflers.cpus_per_worker)
+        case CircuitSpec(workers=searches):
+            return Demand(job.name, searches.num_workers or None, searches.cpus_per_search, searches.gpus_per_search)
     return Demand(job.name, 1, 1, fills_a_node=True)
 
 
@@ -104,7 +107,7 @@ def _planned(job: AnyJob, jobs: Sequence[Job], settings: RenderSettings) -> dict
 
 
 def _of_plan(job: Job, plans: Sequence[JobPlan], settings: RenderSettings) -> Demand | None:
-    """None of an evaluation or interpretation, which is not planned."""
+    """None of an evaluation, an interpretation or a search of circuits, which is not planned."""
     from pipeline.planning.placement import PROCESS_BYTES, process_bytes
 
     match job:
@@ -134,7 +137,7 @@ def _of_plan(job: Job, plans: Sequence[JobPlan], settings: RenderSettings) -> De
             )
         case ShuffleSpec():
             return Demand(job.name, None, 0, memory_bytes=PROCESS_BYTES + job.workers.memory)
-        case EvaluateSpec() | InterpretSpec():
+        case EvaluateSpec() | InterpretSpec() | CircuitSpec():
             return None
 
 

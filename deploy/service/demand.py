@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
+from schemas.circuit import CircuitSpec
 from schemas.collect import CollectSpec
 from schemas.evaluate import EvaluateSpec
 from schemas.interpret import InterpretSpec
@@ -77,13 +78,16 @@ def demand_of(job: Single) -> Demand:
         case TrainSpec():
             count = job.workers.num_workers
             return Demand(count, count * job.workers.cpus_per_worker, count if job.workers.use_gpu else 0)
+        case CircuitSpec(workers=searches):
+            count = searches.num_workers
+            return Demand(count, count * searches.cpus_per_search, count * searches.gpus_per_search)
         case EvaluateSpec() | InterpretSpec():
             return Demand(1)
 
 
 def _left_open(job: Single) -> str:
     """The field that leaves the demand to the cluster, and what to do; empty if there is none."""
-    if isinstance(job, CollectSpec | ShuffleSpec) and not job.workers.num_workers:
+    if isinstance(job, CollectSpec | ShuffleSpec | CircuitSpec) and not job.workers.num_workers:
         return "num_workers: 0 takes the whole cluster, and there is a limit for one job; give the number"
     if isinstance(job, CollectSpec) and job.workers.placement == "auto":
         return (

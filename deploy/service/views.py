@@ -20,7 +20,7 @@ from schemas.pipeline import AnyJob
 from schemas.plan import PlanAssumptions
 
 JobSpec = Annotated[AnyJob, Field(discriminator="kind")]
-Kind = Literal["collect", "shuffle", "train", "evaluate", "interpret", "pipeline"]
+Kind = Literal["collect", "shuffle", "train", "evaluate", "interpret", "circuit", "pipeline"]
 
 
 class _View(BaseModel):

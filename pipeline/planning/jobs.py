@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from pipeline.collection.snapshots import require_snapshots, snapshot_jobs
+from pipeline.planning.circuits import circuit_note
 from pipeline.planning.collection import PlannedStore, plan_collection
 from pipeline.planning.live import with_feeds
 from pipeline.planning.sizes import LEAST_SHARE
@@ -21,6 +22,7 @@ from pipeline.store import layout
 from pipeline.store.joined import group_urls
 from pipeline.store.objects import Objects
 from pipeline.training.points import points_of
+from schemas.circuit import CircuitSpec
 from schemas.collect import CollectSpec
 from schemas.errors import ResourceError
 from schemas.fields import about_bytes
@@ -57,7 +59,8 @@ def plan(job: AnyJob, assumptions: PlanAssumptions, *, measured: bool = False, r
         if isinstance(each, TrainSpec):
             one = plan_training(_of_members(each, stores, groups), stores, assumptions)
         else:
-            one = JobPlan(name=each.name, kind=each.kind, output=each.output, notes=["not planned"])
+            notes = [circuit_note(each) if isinstance(each, CircuitSpec) else "not planned"]
+            one = JobPlan(name=each.name, kind=each.kind, output=each.output, notes=notes)
             if isinstance(each, ShuffleSpec) and (source := stores.get(each.store.rstrip("/"))) is not None:
                 stores[each.output.rstrip("/")] = source
         plans.append(one)
