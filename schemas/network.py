@@ -78,6 +78,11 @@ class LaurelResidual(Spec):
     """What a and b are of two learned numbers: themselves, twice their softmax (a + b = 2), or twice the sigmoid of
     each. All begin at 1."""
 
+    @property
+    def looks_back(self) -> bool:
+        """Connections see streams of earlier ones."""
+        return self.form in ("pa", "rw_lr_pa") and self.previous > 0
+
 
 Residual = Annotated[PlainResidual | LaurelResidual, Field(discriminator="kind")]
 
@@ -117,6 +122,13 @@ class NetworkSpec(Spec):
     """How heads mix values."""
     residual: Residual = PlainResidual()
     """How a branch is added to the stream."""
+
+    @property
+    def carries(self) -> bool:
+        """Blocks hand each other more than the stream."""
+        return isinstance(self.attention, PidAttention) or (
+            isinstance(self.residual, LaurelResidual) and self.residual.looks_back
+        )
 
     @property
     def head_width(self) -> int:

@@ -16,8 +16,8 @@ from pipeline.networks.absolute_topk import node
 from pipeline.networks.attention import CausalAttention
 from pipeline.networks.carried import Carried
 from pipeline.networks.projection import StreamProjection
-from pipeline.networks.residual import PlainConnection
-from schemas.network import NetworkSpec, PidAttention, PlainResidual
+from pipeline.networks.residual import connection
+from schemas.network import NetworkSpec, PlainResidual
 
 NORM_EPSILON = 1e-5
 
@@ -41,6 +41,7 @@ _SUMS = (
     ("hook_resid_mid", "hook_resid_pre", "hook_attn_out"),
     ("hook_resid_post", "hook_resid_mid", "hook_mlp_out"),
 )
+# With learned residual connections the stream is no plain sum.
 _FAMILIES = {
     (adds, carries): Family("Headworks decoder", _POINTS, _SUMS if adds else (), carries=carries)
     for adds in (True, False)
@@ -49,7 +50,7 @@ _FAMILIES = {
 
 
 def _family(spec: NetworkSpec) -> Family:
-    return _FAMILIES[isinstance(spec.residual, PlainResidual), isinstance(spec.attention, PidAttention)]
+    return _FAMILIES[isinstance(spec.residual, PlainResidual), spec.carries]
 
 
 class MLP(nn.Module):
@@ -77,12 +78,12 @@ class Block(nn.Module):
         self.attn_in = node(spec, "attn_in")
         self.attn = CausalAttention(spec, config, layer)
         self.attn_out = node(spec, "attn_out")
-        self.attn_connection = PlainConnection()
+        self.attn_connection = connection(spec, 2 * layer)
         self.ln_2 = nn.RMSNorm(spec.d_model, eps=NORM_EPSILON)
         self.mlp_in = node(spec, "mlp_in")
         self.mlp = MLP(spec)
         self.mlp_out = node(spec, "mlp_out")
-        self.mlp_connection = PlainConnection()
+        self.mlp_connection = connection(spec, 2 * layer + 1)
 
     def forward(self, x: Tensor, mask: Tensor | None = None, carried: Carried | None = None) -> Tensor:
         """``x`` [B, L, D]. ``carried``: None where the block runs by itself."""

@@ -20,6 +20,7 @@ from pipeline.networks.block import NORM_EPSILON, Block
 from pipeline.networks.carried import Carried
 from pipeline.networks.config import HeadworksDecoderConfig
 from pipeline.networks.projection import StreamProjection
+from pipeline.networks.residual import LaurelConnection
 from schemas.errors import ModelError
 from schemas.network import NetworkSpec
 
@@ -52,6 +53,19 @@ class HeadworksDecoderPreTrained(transformers.PreTrainedModel):  # type: ignore[
                 init.zeros_(module.bias)
         elif isinstance(module, CausalAttention) and module.sink is not None:
             init.zeros_(module.sink)
+        elif isinstance(module, LaurelConnection):
+            _begin_plain(module)
+
+
+def _begin_plain(connection: LaurelConnection) -> None:
+    """As the plain connection: a and b are 1, B is 0; the gains are 1, so that B gets a gradient of every stream."""
+    if connection.mix is not None:
+        init.constant_(connection.mix, connection.mix_at_start)
+    if connection.reads is not None and connection.writes is not None:
+        init.normal_(connection.reads, mean=0.0, std=INITIAL_DEVIATION)
+        init.zeros_(connection.writes)
+    if connection.gains is not None:
+        init.ones_(connection.gains)
 
 
 class BigramTable(nn.Embedding):

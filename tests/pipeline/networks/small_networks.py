@@ -20,6 +20,8 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "sparse": {"activation_fraction": 0.25, "activation_fractions": {"mlp_neuron": 0.1, "attn_out": 1.0}},
     "sink": {"attention_sink": True, "positions": "learned"},
     "bigram": {"bigram_table": True, "tied_embeddings": True},
+    "laurel": {"residual": {"kind": "laurel", "form": "rw_lr", "rank": 2}},
+    "looking_back": {"residual": {"kind": "laurel", "form": "rw_lr_pa", "rank": 2, "previous": 3}},
     "pid": {"attention": {"kind": "pid", "proportional": 0.6, "integral": 0.1, "derivative": 0.2}},
 }
 

@@ -41,6 +41,19 @@ def by_hand(network: HeadworksDecoderForCausalLM, ids: Tensor) -> Tensor:
         x = at["model.embed.weight"][context]
         if spec.positions == "learned":
             x = x + at["model.positions.weight"][: len(context)]
+        streams: list[Tensor] = []
+
+        def connect(x: Tensor, branch: Tensor, name: str, streams: list[Tensor] = streams) -> Tensor:
+            streams.append(x)
+            if spec.residual.kind == "plain":
+                return x + branch
+            reads, writes, kept = at[f"{name}.reads"], at[f"{name}.writes"], x
+            for back, stream in enumerate(streams[::-1][: len(reads)]):
+                gain = at[f"{name}.gains"][back - 1] if back else 1.0
+                kept = kept + gain * torch.einsum("dr,rc,lc->ld", writes[back], reads[back], stream)
+            a, b = at[f"{name}.mix"].exp() / at[f"{name}.mix"].exp().mean()
+            return a * branch + b * kept
+
         first: list[Tensor] = []
         errors: list[Tensor] = []
         for layer in range(spec.layers):
@@ -60,10 +73,10 @@ def by_hand(network: HeadworksDecoderForCausalLM, ids: Tensor) -> Tensor:
                 change = errors[-1] - errors[-2] if layer else torch.zeros_like(v)
                 mixed = mixed + spec.attention.proportional * errors[-1]
                 mixed = mixed + spec.attention.integral * sum(errors) + spec.attention.derivative * change
-            x = x + kept(linear(mixed, f"{block}.attn.o_proj"), "attn_out")
+            x = connect(x, kept(linear(mixed, f"{block}.attn.o_proj"), "attn_out"), f"{block}.attn_connection")
             read = kept(norm(x, f"{block}.ln_2"), "mlp_in")
             neurons = kept(functional.gelu(linear(read, f"{block}.mlp.up_proj")), "mlp_neuron")
-            x = x + kept(linear(neurons, f"{block}.mlp.down_proj"), "mlp_out")
+            x = connect(x, kept(linear(neurons, f"{block}.mlp.down_proj"), "mlp_out"), f"{block}.mlp_connection")
         unembedding = at["model.embed.weight" if spec.tied_embeddings else "lm_head.weight"]
         logits = norm(x, "model.ln_f") @ unembedding.T
         found.append(logits + at["bigram.weight"][context] if spec.bigram_table else logits)
