@@ -17,7 +17,7 @@ from hashlib import sha256
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict
-from sqlalchemy import DDL, Column, Engine, Float, Integer, String, Table, Text, event, insert, select
+from sqlalchemy import DDL, Column, Connection, Engine, Float, Integer, String, Table, Text, event, insert, select
 from sqlalchemy.exc import IntegrityError
 
 from deploy.service.access import Principal
@@ -131,7 +131,36 @@ class Audit:
         Raises:
             BusyError: other writers were faster each time.
         """
-        content = {
+        for _ in range(_TRIES):
+            try:
+                with writing(self._engine) as connection:
+                    found = self.record_in(connection, principal, action, subject, outcome, facts, address=address)
+            except IntegrityError:
+                continue  # Another process added a record between our look at the last one and our insert.
+            log_record(found)
+            return found
+        raise BusyError(f"the audit log did not take a record in {_TRIES} tries: too many write to it at once")
+
+    def record_in(
+        self,
+        connection: Connection,
+        principal: Principal | None,
+        action: str,
+        subject: str,
+        outcome: str,
+        facts: Mapping[str, Any] | None = None,
+        *,
+        address: str = "",
+    ) -> AuditRecord:
+        """The same as part of a transaction that writes, for ``log_record`` once that is committed.
+
+        Raises:
+            IntegrityError: another process added a record in between; the transaction is to be begun anew.
+        """
+        newest = select(audit.c.sequence, audit.c.digest).order_by(audit.c.sequence.desc()).limit(1)
+        last = connection.execute(newest).first()
+        row = {
+            "sequence": last.sequence + 1 if last else 1,
             "time": self._clock(),
             "principal": principal.name if principal else NOBODY,
             "team": principal.team if principal else NOBODY,
@@ -141,14 +170,9 @@ class Audit:
             "address": (address or client_address.get())[:64],
             "facts": _facts(facts or {}),
         }
-        for _ in range(_TRIES):
-            try:
-                found = self._append(content)
-            except IntegrityError:
-                continue  # Another process added a record between our look at the last one and our insert.
-            _log.info("audit %s %s %s", action, content["subject"], outcome, extra={"facts": _logged(found)})
-            return found
-        raise BusyError(f"the audit log did not take a record in {_TRIES} tries: too many write to it at once")
+        row["digest"] = _digest(row, last.digest if last else _BEGINNING)
+        connection.execute(insert(audit).values(row))
+        return _record(row)
 
     def read(
         self, equal: Mapping[str, str] | None = None, *, before: int | None = None, limit: int = 100
@@ -182,15 +206,6 @@ class Audit:
             )
         return head
 
-    def _append(self, content: Mapping[str, Any]) -> AuditRecord:
-        with writing(self._engine) as connection:
-            newest = select(audit.c.sequence, audit.c.digest).order_by(audit.c.sequence.desc()).limit(1)
-            last = connection.execute(newest).first()
-            row = {"sequence": last.sequence + 1 if last else 1, **content}
-            row["digest"] = _digest(row, last.digest if last else _BEGINNING)
-            connection.execute(insert(audit).values(row))
-        return _record(row)
-
     def _page(self, after: int) -> list[Any]:
         wanted = select(audit).where(audit.c.sequence > after).order_by(audit.c.sequence).limit(_PAGE)
         with reading(self._engine) as connection:
@@ -222,8 +237,10 @@ def _record(row: Mapping[str, Any]) -> AuditRecord:
     return AuditRecord(**{**row, "facts": json.loads(row["facts"])})
 
 
-def _logged(found: AuditRecord) -> dict[str, Any]:
-    return {f"audit_{name}": value for name, value in found.model_dump().items() if name != "facts"}
+def log_record(found: AuditRecord) -> None:
+    """Say what was recorded in the service's log, and with it the head of the chain."""
+    facts = {f"audit_{name}": value for name, value in found.model_dump().items() if name != "facts"}
+    _log.info("audit %s %s %s", found.action, found.subject, found.outcome, extra={"facts": facts})
 
 
 def _facts(facts: Mapping[str, Any]) -> str:

@@ -19,7 +19,6 @@ from pipeline.collection.seconds import added, binding
 from pipeline.store.objects import Objects
 from schemas.errors import MissingError
 from schemas.pipeline import AnyJob, PipelineSpec
-from schemas.train import TrainSpec
 from workers.events import events_name, summary_place
 
 RECENT_UNITS = 256
@@ -30,7 +29,8 @@ _READ_BYTES = 8 * 2**20
 _PARTS = 64
 """Files of events on storage without appending, the newest."""
 _METRICS = "metrics.jsonl"
-_CURVES = ("fvu", "l0", "dead_share", "loss")
+_CURVES = ("fvu", "l0", "dead_share", "loss", "held_out_loss")
+_TRAININGS = ("train", "train_model")
 _STALL = "stall_"
 _TOTAL = "total"
 
@@ -55,16 +55,16 @@ class Stages(_View):
 
 
 class Curve(_View):
-    """What one dictionary's training has logged."""
+    """What the training of one dictionary, or of a model, has logged."""
 
     job: str
-    """The train job."""
+    """The training's name."""
     dictionary: str
-    """Its name."""
+    """The dictionary's name; empty of a model."""
     steps: list[int]
     """Those of the points."""
     values: dict[str, list[float | None]]
-    """``fvu``, ``l0``, ``dead_share``, ``loss`` -> a value for each step, null where there is none."""
+    """``fvu``, ``l0``, ``dead_share``, ``loss``, ``held_out_loss`` -> a value for each step, null where none is."""
 
 
 class Figures(_View):
@@ -84,7 +84,7 @@ def read_figures(job: AnyJob, require_readable: Callable[[str], None]) -> Figure
     """Of a job, from whatever of it there is; ``require_readable`` is asked for each file and raises ForbiddenError."""
     found = Figures(stages=_stages(job, require_readable), curves=[], rows_per_s={}, stalled_share={})
     for each in job.resolved() if isinstance(job, PipelineSpec) else [job]:
-        if isinstance(each, TrainSpec):
+        if each.kind in _TRAININGS:
             records = [*_records(Objects(each.output), _METRICS, require_readable)]
             found.curves += _curves(each.name, records)
             if records:
@@ -140,10 +140,10 @@ def _records(place: Objects, key: str, require_readable: Callable[[str], None]) 
 
 
 def _curves(job: str, records: list[dict[str, Any]]) -> list[Curve]:
-    records = [each for each in records if isinstance(each.get("dictionaries"), dict) and _number(each.get("step"))]
+    records = [each for each in records if _number(each.get("step")) is not None]
     last, count = len(records) - 1, min(len(records), POINTS)
     points = [records[place * last // max(1, count - 1)] for place in range(count)]
-    names = dict.fromkeys(str(name) for each in points for name in each["dictionaries"])
+    names = dict.fromkeys(str(name) for each in points for name in _trained(each))
     steps = [int(each["step"]) for each in points]
     curves = []
     for name in names:
@@ -153,8 +153,14 @@ def _curves(job: str, records: list[dict[str, Any]]) -> list[Curve]:
     return curves
 
 
+def _trained(record: dict[str, Any]) -> dict[str, Any]:
+    """Name of each dictionary -> its figures; of a model's record the record itself under the empty name."""
+    found = record.get("dictionaries", {"": record})
+    return found if isinstance(found, dict) else {}
+
+
 def _value(record: dict[str, Any], name: str, key: str) -> float | None:
-    figures = record["dictionaries"].get(name)
+    figures = _trained(record).get(name)
     return _number(figures.get(key)) if isinstance(figures, dict) else None
 
 

@@ -11,9 +11,11 @@ from anyio import sleep
 from anyio.to_thread import run_sync
 from fastapi import APIRouter, Depends, Path, Query, Request, Response
 from fastapi.responses import PlainTextResponse, StreamingResponse
+from sqlalchemy import Connection
 
 from deploy.service.access import Principal
 from deploy.service.answers import described, described_beside_text
+from deploy.service.audit import AuditRecord, log_record
 from deploy.service.browse_routes import require_readable, slot, storage_errors
 from deploy.service.context import InService, Service, Submitter, Viewer, address_of, service_of, team_of
 from deploy.service.figures import Figures, read_figures
@@ -156,16 +158,27 @@ def retry(
 def _accept(request: Request, answer: Response, who: Principal, action: str, body: Submission) -> JobView:
     service, address = service_of(request), address_of(request)
     spec = body.spec
+    recorded: list[AuditRecord] = []
+
+    def note(connection: Connection, job: Job) -> None:
+        facts = {"cluster": job.cluster, "is_new": True}
+        recorded[:] = [service.audit.record_in(connection, who, action, job.id, "ok", facts, address=address)]
+
     try:
         require_absolute(spec)
         cluster = service.cluster_named(body.cluster)
         service.check(spec, who)
-        job, is_new = service.jobs.accept(spec, cluster=cluster, owner=who.name, team=who.team, attempt=body.attempt)
+        job, is_new = service.jobs.accept(
+            spec, cluster=cluster, owner=who.name, team=who.team, attempt=body.attempt, note=note
+        )
     except HeadworksError as error:
         outcome = "denied" if isinstance(error, ForbiddenError) else type(error).__name__
         service.audit.record(who, action, spec.name, outcome, {"message": str(error)}, address=address)
         raise
-    service.audit.record(who, action, job.id, "ok", {"cluster": job.cluster, "is_new": is_new}, address=address)
+    if is_new:
+        log_record(recorded[0])
+    else:
+        service.audit.record(who, action, job.id, "ok", {"cluster": job.cluster, "is_new": False}, address=address)
     answer.status_code = 201 if is_new else 200
     _wake(service, job)
     return job_view(job)

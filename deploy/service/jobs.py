@@ -134,9 +134,17 @@ class Jobs:
         self._clock = clock
 
     def accept(
-        self, job: AnyJob, *, cluster: str, owner: str, team: str, attempt: int | None = None
+        self,
+        job: AnyJob,
+        *,
+        cluster: str,
+        owner: str,
+        team: str,
+        attempt: int | None = None,
+        note: Callable[[Connection, Job], None] = lambda connection, job: None,
     ) -> tuple[Job, bool]:
-        """The job as accepted, and whether it is new: one that lives already is given back as it is.
+        """The job as accepted, and whether it is new: one that lives already is given back as it is. What ``note``
+        writes of a new one is committed with it, or not at all.
 
         Raises:
             MismatchError: it lives on another cluster, for another team or as another attempt, or that attempt was.
@@ -157,6 +165,7 @@ class Jobs:
                     connection.execute(insert(jobs).values(_values(row)))
                     if not same:
                         note_reads(connection, job, mark)
+                    note(connection, row)
                 return row, True
             except IntegrityError:
                 continue  # somebody else accepted the same job in between: look again

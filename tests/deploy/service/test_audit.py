@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -12,7 +13,7 @@ from sqlalchemy import Engine, text
 from sqlalchemy.exc import IntegrityError
 
 from deploy.service.access import Principal, Role
-from deploy.service.audit import Audit, Head, client_address
+from deploy.service.audit import Audit, AuditRecord, Head, client_address
 from deploy.service.database import open_database
 from schemas.errors import BusyError, CorruptionError
 
@@ -124,16 +125,16 @@ def test_many_writers_make_one_chain(tmp_path: Path) -> None:
 def test_a_record_that_another_writer_was_faster_with_is_chained_anew(monkeypatch: pytest.MonkeyPatch) -> None:
     """As on a database whose transactions do not shut each other out."""
     _, found = log_of(1)
-    append, late = found._append, [True]
+    record_in, losses = found.record_in, [True]
 
-    def second(content: object) -> object:
-        if late.pop() if late else False:
+    def second(*arguments: Any, **options: Any) -> AuditRecord:
+        if losses and losses.pop():
             raise IntegrityError("insert", {}, Exception("duplicate key"))
-        return append(content)  # type: ignore[arg-type]
+        return record_in(*arguments, **options)
 
-    monkeypatch.setattr(found, "_append", second)
+    monkeypatch.setattr(found, "record_in", second)
     assert found.record(ANN, "x", "y", "ok").sequence == 2
-    monkeypatch.setattr(found, "_append", lambda _: (_ for _ in ()).throw(IntegrityError("insert", {}, Exception("x"))))
+    losses += [True] * 20
     with pytest.raises(BusyError, match="did not take a record"):
         found.record(ANN, "x", "y", "ok")
 

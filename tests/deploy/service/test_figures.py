@@ -14,9 +14,10 @@ from fastapi.testclient import TestClient
 from deploy.service.access import Principal, Role
 from deploy.service.app import build_service, create_app
 from deploy.service.context import Service
-from deploy.service.figures import POINTS, read_figures
+from deploy.service.figures import POINTS, _curves, _records, read_figures
 from deploy.service.settings import Settings
 from pipeline.spec_file import validated
+from pipeline.store.objects import Objects
 from pipeline.training.tracker import JsonLines
 from schemas.errors import ForbiddenError
 from workers.collector import Receipt
@@ -94,6 +95,18 @@ def test_curves_are_thinned_from_the_first_step_to_the_last(tmp_path: Path) -> N
     assert (curve.values["dead_share"][0], curve.values["dead_share"][1]) == (None, 0.5)
     assert set(curve.values) == {"fvu", "l0", "dead_share"}
     assert (found.rows_per_s, found.stalled_share) == ({"sae": 1000.0}, {"sae": 0.25})
+
+
+def test_a_model_that_is_trained_has_curves_of_its_own(tmp_path: Path) -> None:
+    log = JsonLines(str(tmp_path), 0)
+    log.log({"step": 0, "tokens": 0, "held_out_loss": 5.5})
+    log.log({"step": 10, "tokens": 4096, "tokens_per_s": 1e4, "loss": 4.0, "gradient_norm": 1.0})
+    log.log({"step": 20, "tokens": 8192, "tokens_per_s": 1e4, "loss": 3.0, "held_out_loss": 3.5})
+    log.close()
+    records = [*_records(Objects(str(tmp_path)), "metrics.jsonl", anything)]
+    (curve,) = _curves("words", records)
+    assert (curve.job, curve.dictionary, curve.steps) == ("words", "", [0, 10, 20])
+    assert curve.values == {"loss": [None, 4.0, 3.0], "held_out_loss": [5.5, None, 3.5]}
 
 
 @pytest.fixture

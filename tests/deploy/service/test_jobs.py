@@ -12,13 +12,13 @@ from typing import Any
 
 import pytest
 from ray_head import free_ports
-from sqlalchemy import Engine
+from sqlalchemy import Connection, Engine
 
 from deploy.service import states
 from deploy.service.access import Role, Tokens
 from deploy.service.audit import Audit
 from deploy.service.database import answers, open_database
-from deploy.service.jobs import Filter, Jobs
+from deploy.service.jobs import Filter, Job, Jobs
 from deploy.service.states import Delivery, State
 from schemas.errors import MismatchError, MissingError, SpecError, UnreachableError
 from schemas.pipeline import JOB_ADAPTER
@@ -72,6 +72,24 @@ def engine(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Engine]:
             subprocess.run([*prefix, "pg_ctl", "-D", data / "d", "-m", "fast", "stop"], check=True, capture_output=True)
     finally:
         shutil.rmtree(data, ignore_errors=True)
+
+
+def test_a_job_is_accepted_with_what_is_noted_of_it_or_not_at_all(engine: Engine) -> None:
+    jobs, audit = Jobs(engine), Audit(engine)
+
+    def note(connection: Connection, job: Job) -> None:
+        audit.record_in(connection, None, "job.submit", job.id, "ok")
+        if job.name == "broken":
+            raise RuntimeError("the process dies here")
+
+    with pytest.raises(RuntimeError):
+        jobs.accept(job_of("broken"), cluster="c", owner="me", team="t", note=note)
+    assert jobs.page(Filter(), limit=9, offset=0) == ([], 0)
+    assert audit.read() == []
+    job, _ = jobs.accept(job_of("whole"), cluster="c", owner="me", team="t", note=note)
+    jobs.accept(job_of("whole"), cluster="c", owner="me", team="t", note=note)
+    assert [record.subject for record in audit.read()] == [job.id]
+    assert audit.verify().sequence == 1
 
 
 def test_many_at_once_make_one_job_and_one_change_of_it_counts(engine: Engine) -> None:

@@ -6,7 +6,7 @@ import { figure, short } from "./words.js";
 
 const BOX = { left: 58, right: 520, top: 10, bottom: 170 };
 const COLOURS = 8;
-const TITLES = { fvu: "FVU", l0: "L0", dead_share: "Share of dead latents", loss: "Loss" };
+const TITLES = { fvu: "FVU", l0: "L0", dead_share: "Share of dead latents", loss: "Loss", held_out_loss: "Held-out loss" };
 const BINDS = {
   compute: "the model computes most of the time", copy: "copying from the device binds", encode: "encoding binds",
   storage: "the storage binds", tokens: "reading tokens binds", units: "workers wait for units",
@@ -32,7 +32,8 @@ function stagesOf({ store, units, busy_s: busy, stalls_s: stalls, binds }) {
 
 /** A figure for each quantity, with a line for each dictionary; says whether there is anything. */
 export function drawCurves(place, { curves, rows_per_s: rates }) {
-  const names = curves.map((curve) => (Object.keys(rates).length > 1 ? `${curve.job}/${curve.dictionary}` : curve.dictionary));
+  const nameOf = ({ job, dictionary }) => (dictionary && Object.keys(rates).length > 1 ? `${job}/${dictionary}` : dictionary || job);
+  const names = curves.map(nameOf);
   const keys = Object.keys(TITLES).filter((key) => curves.some((curve) => curve.values[key]));
   const lines = (key) => curves.flatMap(({ steps, values }, order) => {
     const points = steps.map((step, at) => [step, values[key]?.[at] ?? null]).filter(([, value]) => value !== null);

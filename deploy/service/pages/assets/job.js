@@ -13,6 +13,7 @@ import { yaml } from "./yaml.js";
 const id = new URLSearchParams(location.search).get("id") || "";
 const path = `jobs/${encodeURIComponent(id)}`;
 const log = new LogReader();
+const PAGES = { collect: "stores", shuffle: "stores", train: "dictionaries", evaluate: "dictionaries", pipeline: "dictionaries" };
 let status = "";
 let mayAct = false;
 let isCourseWhole = false;
@@ -49,8 +50,8 @@ function show(job) {
 /** Where it puts what it makes; once that is there, a way to it. */
 function outputOf(job) {
   const text = el("code", {}, breakable(job.spec.output));
-  if (job.status !== "SUCCEEDED") return text;
-  const page = ["collect", "shuffle"].includes(job.kind) ? "stores" : "dictionaries";
+  const page = PAGES[job.kind];
+  if (job.status !== "SUCCEEDED" || !page) return text;
   return el("a", { href: `${page}?${new URLSearchParams({ url: job.spec.output })}` }, text);
 }
 

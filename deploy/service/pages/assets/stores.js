@@ -26,8 +26,8 @@ function row(store, readers, check) {
     el("td", { class: "wrap", title: points.join("\n") }, breakable(named)),
     el("td", { class: "number", text: store.num_rows ? count(store.num_rows) : "" }),
     el("td", { class: "number" }, bytes(store.size_bytes), el("span", { class: "why", text: what.filter(Boolean).join(", ") })),
-    el("td", { class: "number", text: readers ? `${count(readers)} ${readers === 1 ? "job" : "jobs"}` : "" }), el("td", {}, ...checkedCell(check)),
-    el("td", { class: "accepted" }, time(store.last_used_s)), el("td", { class: "wrap", text: keeping(store) }));
+    el("td", { class: "accepted" }, readers ? `${count(readers)} ${readers === 1 ? "job" : "jobs"}` : "no job", el("span", { class: "why" }, "used ", time(store.last_used_s))),
+    el("td", {}, ...checkedCell(check)), el("td", { class: "wrap", text: keeping(store) }));
 }
 
 async function look(query, isWanted) {
