@@ -61,8 +61,8 @@ class LaurelConnection(nn.Module):
             kept = kept + self._low_rank(x, 0)
         if self.mix is None:
             return kept + branch
-        weight_of_branch, weight_of_stream = self._weights()
-        return weight_of_branch * branch + weight_of_stream * kept
+        weights = self._weights()
+        return weights[0] * branch + weights[1] * kept
 
     def _low_rank(self, x: Tensor, back: int) -> Tensor:
         """B A x, with the matrices for the stream ``back`` connections earlier."""
