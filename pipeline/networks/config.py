@@ -31,7 +31,8 @@ class HeadworksDecoderConfig(PreTrainedConfig):  # type: ignore[no-untyped-call]
         self.head_dim = spec.head_width
         self.intermediate_size = spec.neurons
         self.max_position_embeddings = spec.context_length
-        self.hidden_act = "gelu"
+        # What neurons are behind, which is what others ask it for.
+        self.hidden_act = "AbsTopK" if spec.kept("mlp_neuron") < spec.neurons else "gelu"
         self.use_cache = False
         self.tie_word_embeddings = spec.tied_embeddings
         super().__post_init__(**kwargs)  # type: ignore[no-untyped-call]

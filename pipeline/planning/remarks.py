@@ -47,7 +47,7 @@ def _of_neurons(spec: CollectSpec, forward: Sketch) -> list[str]:
     neurons = [hook for hook in forward.widths if hook.endswith(_NEURONS)]
     if not neurons or not forward.activation:
         return []
-    is_zero = "relu" in forward.activation.replace("leaky_relu", "")
+    is_zero = "relu" in forward.activation.replace("leaky_relu", "") or forward.activation == "AbsTopK"
     if spec.storage.codec == "sparse" and not is_zero:
         return [
             f"neurons behind {forward.activation} are hardly ever exactly zero: codec sparse stores them as codec none "
