@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from threading import Lock
 from typing import Annotated
@@ -83,7 +83,12 @@ def service_of(request: Request) -> Service:
     return service
 
 
-InService = Annotated[Service, Depends(service_of)]
+async def _service_in(request: Request) -> Service:
+    """The same for routes; what waits for nothing is no work for a thread."""
+    return service_of(request)
+
+
+InService = Annotated[Service, Depends(_service_in)]
 
 
 def principal_of(request: Request, service: InService) -> Principal:
@@ -120,8 +125,8 @@ def _is_open(request: Request, service: Service) -> bool:
     )
 
 
-def _at_least(role: Role) -> Callable[[Principal], Principal]:
-    def check(principal: Annotated[Principal, Depends(principal_of)]) -> Principal:
+def _at_least(role: Role) -> Callable[[Principal], Awaitable[Principal]]:
+    async def check(principal: Annotated[Principal, Depends(principal_of)]) -> Principal:
         if not principal.role.may_act_as(role):
             raise ForbiddenError(
                 f"{principal.name} is a {principal.role}; this asks for the role {role} or more. Ask the operator for "

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import nullcontext
 from threading import BoundedSemaphore
 from typing import Annotated
@@ -45,7 +45,7 @@ PartOfName = Annotated[
 FilterName = Annotated[str | None, Query(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.\-]{0,63}$")]
 
 
-def _stream_slot(service: InService, who: Viewer, follow: bool = False) -> Iterator[None]:
+async def _stream_slot(service: InService, who: Viewer, follow: bool = False) -> AsyncIterator[None]:
     """Taken before the answer begins, given back when it has ended."""
     with service.streams.taken(who.name) if follow else nullcontext():
         yield

@@ -2,7 +2,7 @@
 
     1. requests per address, then per token: a bucket of tokens each, refilled evenly, 429 with Retry-After when empty
     2. bytes of the body, as announced and as they come: 413
-    3. log streams open at a time, per token and in all: 429
+    3. log streams open at a time, per token and in all: 409
 
 Buckets lie in this process's memory: several processes of one service each allow as much.
 """

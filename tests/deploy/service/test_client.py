@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx2
 import pytest
 import uvicorn
 import yaml
@@ -19,6 +20,7 @@ from deploy import client
 from deploy.service.access import Role
 from deploy.service.app import build_service, create_app
 from deploy.service.context import Service
+from deploy.service.limits import Slots
 from deploy.service.settings import read_settings
 from schemas.errors import ForbiddenError, JobError, MismatchError, MissingError, SpecError, UnreachableError, UserError
 from schemas.pipeline import JOB_ADAPTER
@@ -91,6 +93,31 @@ def test_errors_come_back_as_they_were_raised(
     monkeypatch.setenv(client.TOKEN, "hw_wrong")
     with pytest.raises(UserError, match="not valid"):
         client.jobs(url)
+
+
+def test_a_log_stream_has_its_slot_until_its_reader_goes(
+    running: tuple[str, Service], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url, service = running
+    service.streams = Slots(total=9, of_one=1)
+    secret = service.tokens.create("me", Role.SUBMITTER, "lab")
+    monkeypatch.setenv(client.TOKEN, secret)
+    job = client.submit(job_of(tmp_path), url)  # its cluster is out of reach, so its log goes on without a line
+    path = f"{url}/api/v1/jobs/{job.id}/logs?follow=true"
+    headers = {"Authorization": f"Bearer {secret}"}
+    with httpx2.stream("GET", path, headers=headers) as first:
+        assert first.status_code == 200
+        second = httpx2.get(path, headers=headers)
+        assert second.status_code == 409
+        assert "1 log streams of me are open" in second.json()["error"]["message"]
+    deadline = time.monotonic() + 20
+    while True:
+        with httpx2.stream("GET", path, headers=headers) as again:
+            if again.status_code == 200:
+                break
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    client.stop(job.id, url)
 
 
 def test_what_is_no_service_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
