@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from pipeline.spec_file import validated
 from schemas.corpus import TokensSpec
 from schemas.pipeline import AnyJob
-from schemas.reach import Steps, What, reached
+from schemas.reach import PLACES, PLACES_OR_NAMES, What, put, reached
 
 
 def anchored(job: AnyJob, folder: Path) -> AnyJob:
@@ -18,14 +17,8 @@ def anchored(job: AnyJob, folder: Path) -> AnyJob:
     for each in reached(job):
         rule = _RULES.get(each.what)
         if rule is not None and each.value:
-            _put(facts, each.steps, rule(each.value, folder))
+            put(facts, each.steps, rule(each.value, folder))
     return validated(facts, where=job.name)
-
-
-def _put(facts: Any, steps: Steps, value: str) -> None:
-    for step in steps[:-1]:
-        facts = facts[step]
-    facts[steps[-1]] = value
 
 
 def _place(value: str, folder: Path) -> str:
@@ -35,12 +28,12 @@ def _place(value: str, folder: Path) -> str:
 
 
 def _maybe_place(value: str, folder: Path) -> str:
+    """A name, or a path where there is such a file."""
     path = folder / Path(value).expanduser()
     return str(path) if value != TokensSpec.model_fields["tokenizer"].default and path.exists() else value
 
 
 _RULES: dict[What, Callable[[str, Path], str]] = {
-    "read": _place, "corpus": _place, "write": _place, "model_folders": _place,
-    # A name, or a path where there is such a file.
-    "model": _maybe_place, "tokenizer": _maybe_place, "dataset": _maybe_place,
-}  # fmt: skip
+    **dict.fromkeys(PLACES, _place),
+    **dict.fromkeys(PLACES_OR_NAMES, _maybe_place),
+}

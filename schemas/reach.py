@@ -24,6 +24,11 @@ what the Hub has. ``arguments``: JSON values that are handed to an allowed impor
 ``chat``: a server that is sent text of the corpus. ``nothing``: words that are never opened."""
 
 
+PLACES: frozenset[What] = frozenset({"read", "corpus", "write", "model_folders"})
+"""What is always a path or a URL."""
+PLACES_OR_NAMES: frozenset[What] = frozenset({"model", "tokenizer", "dataset"})
+"""A path, or a name that means the same everywhere."""
+
 Steps = tuple[str | int, ...]
 
 
@@ -56,6 +61,13 @@ def reached(spec: BaseModel, path: str = "") -> Iterator[Reached]:
     """
     for each in _of_spec(spec, ()):
         yield replace(each, field=f"{path}.{each.field}") if path else each
+
+
+def put(facts: Any, steps: Steps, value: Any) -> None:
+    """Replace what lies at ``steps`` of a ``model_dump``, in place."""
+    for step in steps[:-1]:
+        facts = facts[step]
+    facts[steps[-1]] = value
 
 
 def branches(annotation: Any) -> Iterator[tuple[Any, tuple[Any, ...]]]:

@@ -6,11 +6,7 @@ from collections.abc import Iterable
 
 from schemas.errors import SpecError
 from schemas.pipeline import AnyJob, PipelineSpec
-from schemas.reach import Reached, reached
-
-_PLACES = {"read", "corpus", "write"}
-_NAMES = {"model", "tokenizer", "dataset", "model_folders"}
-"""A place, or a name on the Hub, which begins with a letter."""
+from schemas.reach import PLACES, PLACES_OR_NAMES, Reached, reached
 
 
 def require_absolute(job: AnyJob) -> None:
@@ -42,4 +38,5 @@ def _is_relative(each: Reached) -> bool:
     text = each.value
     if not text or "://" in text or text.startswith(("/", "{", "${", "python:")):
         return False
-    return each.what in _PLACES or (each.what in _NAMES and text.startswith((".", "~")))
+    # A name on the Hub begins with a letter.
+    return each.what in PLACES or (each.what in PLACES_OR_NAMES and text.startswith((".", "~")))
