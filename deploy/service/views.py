@@ -20,7 +20,7 @@ from schemas.pipeline import AnyJob
 from schemas.plan import PlanAssumptions
 
 JobSpec = Annotated[AnyJob, Field(discriminator="kind")]
-Kind = Literal["collect", "shuffle", "train", "evaluate", "interpret", "circuit", "pipeline"]
+Kind = Literal["train_model", "collect", "shuffle", "train", "evaluate", "interpret", "circuit", "pipeline"]
 
 
 class _View(BaseModel):
@@ -269,7 +269,8 @@ def _facts(job: Job, tasks: Sequence[TaskFacts]) -> dict[str, Any]:
         "fingerprint": job.fingerprint,
         "status": progress.state,
         "stop_asked": progress.stop_asked,
-        "message": redacted(progress.message),
+        # Most have none, and a list has a thousand.
+        "message": redacted(progress.message) if progress.message else "",
         "accepted": _time(job.accepted_s),
         "started": _time(progress.started_s),
         "ended": _time(progress.ended_s),
