@@ -12,7 +12,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.spec_file import interpolated, load_job, override_field, parse_yaml
+from pipeline.spec_file import interpolated, load_job, override_field, parse_yaml, validated
 from pipeline.spec_paths import anchored
 from schemas.errors import MissingError, SpecError
 from schemas.pipeline import PipelineSpec
@@ -220,6 +220,18 @@ def test_relative_paths_are_anchored_and_nothing_else(write: Write, tmp_path: Pa
     assert collect.model.path == str(tmp_path / "gpt2")  # type: ignore[union-attr]
     assert train.store == "${collect}"  # type: ignore[union-attr]
     assert anchored(there, Path("/elsewhere")) == there
+
+
+def test_stores_are_anchored_under_whatever_names_a_user_gives_them(tmp_path: Path) -> None:
+    names = {"a.b": "one", "output": "two", "store": "s3://b/three", "path": "/four"}
+    facts = {
+        "kind": "train", "store": names, "output": "out",
+        "dictionaries": [{"name": "output", "sources": ["a.b/h"], "num_latents": 64}],
+    }  # fmt: skip
+    there = anchored(validated(facts, where="test"), tmp_path)
+    assert isinstance(there, TrainSpec)
+    assert there.store == {**names, "a.b": f"{tmp_path}/one", "output": f"{tmp_path}/two"}
+    assert there.dictionaries[0].name == "output"
 
 
 KEYS = st.text("abcdefgh", min_size=1, max_size=4)

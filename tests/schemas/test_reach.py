@@ -185,6 +185,12 @@ def test_models_deep_in_a_job_are_found() -> None:
     } <= texts
     assert found["jobs[0].snapshots.s.arguments"] == {"x": "/y"}
     assert found["jobs[2].dictionaries[0].end_to_end.model.path"] == "/deep"
+    plain: Any = job.model_dump(mode="json")
+    for each in reached(job):
+        there = plain
+        for step in each.steps:
+            there = there[step]
+        assert there == each.value, each
 
 
 def test_sweeps_are_dictionaries_when_a_job_is_validated() -> None:
