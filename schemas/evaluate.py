@@ -22,6 +22,19 @@ class ReportSpec(Spec):
     """Rows searched for top contexts."""
 
 
+class SnapshotsSpec(Spec):
+    """Snapshots of one training that a group of stores was collected from: how near each predicts to the corpus'
+    unigrams and bigrams, and which kinds of latents of a crosscoder come when (Ge et al. 2025, arXiv 2509.17196)."""
+
+    tokens: PositiveInt = 8192
+    """Tokens on which each snapshot's model is run, in whole contexts; frequencies are counted over the whole store."""
+    rows: PositiveInt = 65536
+    """Rows on which it is looked at what latents fire on, in whole contexts."""
+    repeat_tokens: PositiveInt = 2
+    """A row repeats if its token and as many before it, this number together, came earlier in the context. In a text of
+    few words pairs repeat by chance: then 3."""
+
+
 class EvaluateSpec(Spec):
     """Evaluate trained dictionaries."""
 
@@ -43,6 +56,8 @@ class EvaluateSpec(Spec):
     interpretation: InputUrl | None = None
     """Output of an interpret job over the same dictionaries, or ``${NAME}`` of one of the same pipeline: its latents
     are the features of the page, with their explanations and scores. None: no explanations."""
+    snapshots: SnapshotsSpec | None = None
+    """Also compare the snapshots of a group of stores, whose models are loaded one by one; None: do not."""
     report: ReportSpec = ReportSpec()
     """The page of features."""
     seed: NonNegativeInt = 0

@@ -26,10 +26,11 @@ from pipeline.evaluation.explained import (
     with_explanations,
 )
 from pipeline.evaluation.features import Pieces
-from pipeline.evaluation.figures import DEFINITIONS, figures_of, latents_table
+from pipeline.evaluation.figures import DEFINITIONS, SNAPSHOT_DEFINITIONS, figures_of, latents_table
 from pipeline.evaluation.provenance import documents, facts
 from pipeline.evaluation.reconstruction import Reconstruction
 from pipeline.evaluation.rows import are_eligible, eligible_rows, find_features, measure, searched_contexts
+from pipeline.evaluation.snapshots import latent_kinds, require_snapshots, snapshot_figures, with_kinds
 from pipeline.evaluation.trained import Trained, load_all
 from pipeline.models.load import load_model
 from pipeline.models.precision import resolve_device
@@ -67,6 +68,7 @@ def evaluate(spec: EvaluateSpec, *, progress: Progress | None = None) -> dict[st
     for trained in dictionaries:
         trained.dictionary.to(device)
     belonging.require(store, dictionaries, spec)
+    require_snapshots(store, spec)
     interpretation = read_interpretation(spec.interpretation, dictionaries)
     identity = _identity(spec, store, dictionaries, interpretation)
     return _finished(spec, identity) or _Evaluation(spec, store, dictionaries, interpretation, identity, progress).run()
@@ -127,13 +129,24 @@ class _Evaluation:
         }
         self._count.end()
         entropies = self._cross_entropies(measured) if spec.cross_entropy_tokens and not self._is_joined else {}
-        result = self._result(measured, entropies)
+        result = self._with_snapshots(self._result(measured, entropies))
         features = self._features(measured)
         output = Objects(spec.output)
         for name, figures in measured.items():
             output.write(f"{name}.latents.csv", latents_table(figures).encode())
         output.write(REPORT, self._page(result, features).encode())
         output.write(RESULT, (json.dumps(result, indent=1, allow_nan=False) + "\n").encode())
+        return result
+
+    def _with_snapshots(self, result: dict[str, Any]) -> dict[str, Any]:
+        asked, store, seed = self._spec.snapshots, self._store, self._spec.seed
+        if asked is None or not isinstance(store, JoinedStore):
+            return result
+        result["snapshots"] = snapshot_figures(store, asked, seed=seed, count=self._count)
+        result["definitions"] |= SNAPSHOT_DEFINITIONS
+        for trained in self._dictionaries:
+            kinds = latent_kinds(store, trained, self._eligible_of(trained), asked, seed=seed, count=self._count)
+            result["dictionaries"][trained.name] = with_kinds(result["dictionaries"][trained.name], kinds)
         return result
 
     @property
@@ -223,7 +236,7 @@ class _Evaluation:
                 )
                 + (_NO_SPLICE if self._is_joined else ""),
             },
-            "definitions": DEFINITIONS,
+            "definitions": dict(DEFINITIONS),
             "dictionaries": {
                 trained.name: figures_of(
                     trained,

@@ -34,6 +34,17 @@ DEFINITIONS = {
 }
 
 
+SNAPSHOT_DEFINITIONS = {
+    "KL to unigrams, bigrams": "Mean divergence of a snapshot's predictions from the frequencies of tokens, and of "
+    "tokens behind the last one, in the whole store, in nats a token: KL(frequencies || prediction), not smoothed. "
+    "Their entropies are what a model of that order can reach on this text.",
+    "Kinds of latents": "Token identity: 90 % of a latent's activation is on one token. Previous token: 90 % behind "
+    "one token. Induction: 80 % where the last tokens came together earlier in the context, on many tokens. Rare: on "
+    "fewer than 10 rows. Chance: that one of this kind peaks, or begins, later than one of token identity, ties "
+    "counted half; p by the Mann-Whitney test.",
+}
+
+
 def figures_of(
     trained: Trained, measured: Reconstruction, entropy: CrossEntropy | None, interpretation: Mapping[str, Any] | None
 ) -> dict[str, Any]:

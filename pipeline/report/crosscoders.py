@@ -9,6 +9,7 @@ from markupsafe import Markup
 
 from pipeline.report.charts import NUM_COLOURS, Series, histogram_chart, line_chart
 from pipeline.report.heat import square_chart
+from pipeline.report.snapshots import kinds_table
 
 _WIDTH, _HEIGHT = 420, 230
 
@@ -22,6 +23,7 @@ def crosscoder_sections(figures: Mapping[str, Mapping[str, Any]]) -> list[dict[s
             "targets": one["crosscoder"]["targets"],
             "note": _note(one["crosscoder"]),
             "charts": _charts(one["crosscoder"], number % NUM_COLOURS),
+            "kinds": kinds_table(one["crosscoder"].get("hierarchy")),
         }
         for number, (name, one) in enumerate(figures.items())
         if one.get("crosscoder")

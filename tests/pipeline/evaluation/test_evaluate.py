@@ -4,7 +4,7 @@ import csv
 import io
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +47,20 @@ def evaluated(flow: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict
     output = tmp_path_factory.mktemp("evaluation")
     told: list[dict[str, Any]] = []
     return evaluate(spec_of(flow, output), progress=told.append), output, told
+
+
+def require_phases(result: dict[str, Any], names: Sequence[str]) -> None:
+    """The models have learned how frequent tokens are and which follow which; every latent is of one kind."""
+    found = result["snapshots"]
+    assert [one["name"] for one in found["snapshots"]] == [*names]
+    assert 0.5 < found["entropy_bigram"] < found["entropy_unigram"] < 3
+    for one in found["snapshots"]:
+        assert min(one["kl_unigram"], one["kl_bigram"]) > 0
+    assert found["snapshots"][0]["loss"] < found["entropy_unigram"]
+    assert found["snapshots"][0]["kl_bigram"] < found["snapshots"][0]["kl_unigram"]
+    kinds = result["dictionaries"]["both"]["crosscoder"]["hierarchy"]["kinds"]
+    assert sum(one["count"] for one in kinds.values()) == 96
+    assert kinds["token_identity"]["count"] > 0
 
 
 def test_a_store_of_rounded_rows_gives_nearly_the_same_figures(
@@ -232,7 +246,9 @@ def test_a_crosscoder_over_a_group_is_evaluated_at_each_of_its_models(
     }  # fmt: skip
     train(TrainSpec.model_validate(trained), SingleWorld())
     asked = {"dictionaries": trained["output"], "max_rows": 10**6}
-    result = evaluate(spec_of(flow, tmp_path / "out", store=spec.output, **asked))
+    snapshots = {"tokens": 400, "rows": 1500}
+    result = evaluate(spec_of(flow, tmp_path / "out", store=spec.output, **asked, snapshots=snapshots))
+    require_phases(result, names)
     figures = result["dictionaries"]["both"]
     assert figures["kind"] == "crosscoder"
     assert figures["ce_clean"] is None

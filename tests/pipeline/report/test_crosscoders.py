@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -59,3 +60,32 @@ def test_the_page_shows_the_section(make_report_data: Callable[..., ReportData])
     assert section.count("onset at target") == 2
     assert "step2/blocks.1.hook_resid_post" in section
     assert len(re.findall(r"<rect class=.(?:above|below)", section)) == 9
+
+
+def test_the_page_shows_snapshots_and_kinds(make_report_data: Callable[..., ReportData]) -> None:
+    data = make_report_data()
+    assert 'id="snapshots"' not in render(data)
+    steps = [{"name": f"step{n}", "step": n, "loss": 4.0 - n, "kl_unigram": 1.5, "kl_bigram": 2.5} for n in (0, 1)]
+    untested = {"peak": None, "onset": None}
+    tested = {"peak": {"chance": 0.8125, "p": 1.2e-5}, "onset": None}
+    kinds = {"token_identity": (5, 1.5, untested), "induction": (3, 2.0, tested), "rare": (1, None, untested)}
+    three = crosscoder(*[[[1.0, float(index)], [0.5, -1.0]] for index in range(3)])
+    figures = crosscoder_figures(three)
+    assert figures is not None
+    figures["hierarchy"] = {
+        "kinds": {
+            name: {"count": count, "peak": mean, "onset": mean, "against_token_identity": against}
+            for name, (count, mean, against) in kinds.items()
+        }
+    }
+    data.evaluation["dictionaries"]["sae"]["crosscoder"] = figures
+    found = {"tokens": 4096, "entropy_unigram": 3.25, "entropy_bigram": 1.75, "snapshots": steps}
+    data = replace(data, evaluation={**data.evaluation, "snapshots": found})
+    page = render(data)
+    section = page[page.index('<section id="snapshots"') :]
+    section = section[: section.index("</section>")]
+    assert section.count("<svg") == 2
+    assert "3.250 nats" in section
+    assert "<td>2.500</td>" in section
+    targets = page[page.index('<section id="targets"') :]
+    assert "chance 0.81, p 1.2e-05" in targets
