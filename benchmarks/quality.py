@@ -1,9 +1,9 @@
 """Quality of a TopK SAE after 1,000 steps of 1,024 rows, against the peers' on the same rows in the same order.
 
 SmolLM2-135M, the residual stream behind block 15, over ``pydoc_data/topics.py`` in contexts of 256, first positions
-left out; every tenth context is held out. 4,608 latents, k 32. Each peer at two learning rates, of which the better
-counts, and ours at one with two seeds: the fraction of variance unexplained of held-out rows, and the latents that no
-held-out row has on.
+left out; every tenth context is held out. 4,608 latents, k 32. Each peer with two schedules or learning rates, of which the
+better counts, and ours with one and two seeds: the fraction of variance unexplained of held-out rows, and the latents
+that no held-out row has on.
 
 ``benchmarks/.cache/quality`` keeps the rows and every finished training, so an interrupted benchmark goes on; delete it
 to measure anew.
@@ -42,7 +42,9 @@ NUM_LATENTS, K, STEPS, BATCH, THREADS = 4608, 32, 1000, 1024, 2
 DEAD_AFTER = 50_000
 OPTIMISER = {"kind": "adam", "beta2": 0.99}
 MULTIPLES = {"decoder": 6}
-PEERS = {"dictionary_learning": (1e-3, 2e-3), "sparsify": (1e-3, 5e-3), "sae_lens": (1e-3, 2e-3)}
+SCHEDULED = ((1e-3, 0.8), (1e-3, 0.2))
+PEERS = {"dictionary_learning": SCHEDULED, "sparsify": ((1e-3, 0.0), (5e-3, 0.0)), "sae_lens": SCHEDULED}
+"""Learning rate, and share of the steps over which it decays; sparsify's optimiser knows no schedule."""
 RATE, SEEDS = 1.5e-3, (0, 1)
 SCHEDULE = Schedule(warmup_fraction=0.1, decay_fraction=0.8)
 
@@ -135,12 +137,12 @@ def of_ours(seed: int) -> dict[str, Any]:
     return kept(f"headworks-{seed}", settings, lambda: ours(seed))
 
 
-def of_peer(library: str, rate: float) -> dict[str, Any]:
+def of_peer(library: str, rate: float, decay: float) -> dict[str, Any]:
     """One of a peer's, or what is kept of it."""
     return kept(
-        f"{library}-{rate:g}",
+        f"{library}-{rate:g}-{decay:g}",
         COMMON,
-        lambda: peer.run("quality.py", library, CACHE, rate, *COMMON, threads=THREADS, timeout_s=3600),
+        lambda: peer.run("quality.py", library, CACHE, rate, decay, *COMMON, threads=THREADS, timeout_s=3600),
     )
 
 
@@ -151,12 +153,12 @@ def measure() -> dict[str, Any]:
         collect(CACHE)
     peers: dict[str, Any] = {}
     for number in range(2):  # so that an interrupted run has one training of each
-        for library, rates in PEERS.items():
-            of_peer(library, rates[number])
-    for library, rates in PEERS.items():
-        found = {f"{rate:g}": of_peer(library, rate) for rate in rates}
-        done = {rate: result for rate, result in found.items() if "skipped" not in result}
-        best = min(done, key=lambda rate: float(done[rate]["fvu"])) if done else None
+        for library, settings in PEERS.items():
+            of_peer(library, *settings[number])
+    for library, settings in PEERS.items():
+        found = {f"rate {rate:g}, decay {decay:g}": of_peer(library, rate, decay) for rate, decay in settings}
+        done = {setting: result for setting, result in found.items() if "skipped" not in result}
+        best = min(done, key=lambda setting: float(done[setting]["fvu"])) if done else None
         peers[library] = {"trainings": found, "best": best}
     return {
         "rows": POINT, "num_latents": NUM_LATENTS, "k": K, "steps": STEPS, "batch": BATCH, "threads": THREADS,

@@ -1,10 +1,11 @@
 """A peer's dictionary, trained on given batches and scored on held-out rows. Runs in the peers' environment.
 
-Usage: quality.py LIBRARY FOLDER RATE STEPS BATCH LATENTS K DEAD_AFTER THREADS
+Usage: quality.py LIBRARY FOLDER RATE DECAY STEPS BATCH LATENTS K DEAD_AFTER THREADS
 FOLDER has train.npy and held_out.npy, float32 [rows, d_model], scaled to a mean norm of sqrt(d_model), and order.npy,
-the training rows of each step. Each library trains with its own trainer's loss and optimiser, and with the schedule
-that ours has where it knows schedules: linear warm-up over 10 % and decay over the last 80 % of the steps. Auxiliary loss for latents that did not fire in
-DEAD_AFTER rows where it knows one (its own default is millions of rows, more than this run has).
+the training rows of each step. Each library trains with its own trainer's loss and optimiser; where it knows schedules,
+with a linear warm-up over 10 % of the steps, as ours has it, and a linear decay over the last DECAY of them. Auxiliary
+loss for latents that did not fire in DEAD_AFTER rows where it knows one (its own default is millions of rows, more than
+this run has).
 Prints one JSON line: fvu, dead (latents that no held-out row has on), l0, seconds.
 """
 
@@ -22,16 +23,18 @@ import torch
 Step = Callable[[int, torch.Tensor], None]
 Model = Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
 """Rows -> (codes [B, F], reconstructions)."""
-WARMUP, DECAY = 0.1, 0.8
+WARMUP = 0.1
 
 
-def dictionary_learning(d: int, latents: int, k: int, rate: float, steps: int, dead_after: int) -> tuple[Step, Model]:
+def dictionary_learning(
+    d: int, latents: int, k: int, rate: float, decay: float, steps: int, dead_after: int
+) -> tuple[Step, Model]:
     """saprmarks/dictionary_learning: TopKTrainer."""
     from dictionary_learning.trainers.top_k import TopKTrainer
 
     trainer = TopKTrainer(
         steps=steps, activation_dim=d, dict_size=latents, k=k, layer=0, lm_name="none", lr=rate, device="cpu", seed=0,
-        warmup_steps=int(WARMUP * steps), decay_start=int((1 - DECAY) * steps),
+        warmup_steps=int(WARMUP * steps), decay_start=int((1 - decay) * steps),
     )  # fmt: skip
     trainer.dead_feature_threshold = dead_after
 
@@ -42,8 +45,11 @@ def dictionary_learning(d: int, latents: int, k: int, rate: float, steps: int, d
     return trainer.update, model
 
 
-def sparsify(d: int, latents: int, k: int, rate: float, steps: int, dead_after: int) -> tuple[Step, Model]:
-    """EleutherAI sparsify: SparseCoder and its Trainer's steps, signum made schedule-free, AuxK switched on."""
+def sparsify(
+    d: int, latents: int, k: int, rate: float, decay: float, steps: int, dead_after: int
+) -> tuple[Step, Model]:
+    """EleutherAI sparsify: SparseCoder and its Trainer's steps, signum made schedule-free (so without ``decay``), AuxK
+    switched on."""
     from schedulefree import ScheduleFreeWrapper
     from sparsify import SparseCoder, SparseCoderConfig
     from sparsify.sign_sgd import SignSGD
@@ -77,7 +83,9 @@ def sparsify(d: int, latents: int, k: int, rate: float, steps: int, dead_after: 
     return take, model
 
 
-def sae_lens(d: int, latents: int, k: int, rate: float, steps: int, dead_after: int) -> tuple[Step, Model]:
+def sae_lens(
+    d: int, latents: int, k: int, rate: float, decay: float, steps: int, dead_after: int
+) -> tuple[Step, Model]:
     """SAELens: SAETrainer's training step on a TopKTrainingSAE."""
     from sae_lens import TopKTrainingSAE, TopKTrainingSAEConfig
     from sae_lens.config import LoggingConfig, SAETrainerConfig
@@ -91,7 +99,7 @@ def sae_lens(d: int, latents: int, k: int, rate: float, steps: int, dead_after: 
     config = SAETrainerConfig(
         total_training_samples=steps * batch, device="cpu", autocast=False, lr=rate, lr_end=0.0,
         lr_scheduler_name="constant", lr_warm_up_steps=int(WARMUP * steps), adam_beta1=0.9, adam_beta2=0.999,
-        lr_decay_steps=int(DECAY * steps), n_restart_cycles=1, train_batch_size_samples=batch,
+        lr_decay_steps=int(decay * steps), n_restart_cycles=1, train_batch_size_samples=batch,
         dead_feature_window=max(1, dead_after // batch), feature_sampling_window=10**6, n_checkpoints=0,
         checkpoint_path=None, save_final_checkpoint=False, logger=LoggingConfig(log_to_wandb=False),
     )  # fmt: skip
@@ -126,13 +134,13 @@ def score(model: Model, rows: torch.Tensor, latents: int) -> dict[str, float]:
 
 
 def main() -> None:
-    library, folder, rate = sys.argv[1], Path(sys.argv[2]), float(sys.argv[3])
-    steps, batch, latents, k, dead_after, threads = map(int, sys.argv[4:10])
+    library, folder, rate, decay = sys.argv[1], Path(sys.argv[2]), float(sys.argv[3]), float(sys.argv[4])
+    steps, batch, latents, k, dead_after, threads = map(int, sys.argv[5:11])
     torch.set_num_threads(threads)
     torch.manual_seed(0)
     train, held_out = (torch.from_numpy(np.load(folder / f"{name}.npy")) for name in ("train", "held_out"))
     order = torch.from_numpy(np.load(folder / "order.npy"))
-    take, model = LIBRARIES[library](train.shape[1], latents, k, rate, steps, dead_after)
+    take, model = LIBRARIES[library](train.shape[1], latents, k, rate, decay, steps, dead_after)
     began = time.perf_counter()
     for step in range(steps):
         take(step, train[order[step * batch : (step + 1) * batch]])
