@@ -31,7 +31,7 @@ def network() -> torch.nn.Module:
     return build_network(NETWORK, VOCAB, seed=0)
 
 
-@settings(deadline=None, max_examples=200)
+@settings(deadline=None, max_examples=100)
 @given(WEIGHTS, st.floats(0.01, 1), st.integers(0, 5), st.sampled_from([None, 0, 1]))
 def test_what_stays(weights: Tensor, share: float, survivors: int, axis: int | None) -> None:
     before = weights.clone()
