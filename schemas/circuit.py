@@ -7,16 +7,11 @@ from typing import Annotated, Literal, Self, get_args
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from schemas.fields import InputUrl, Name, OutputUrl, Spec
+from schemas.grammar import TemplateName
 from schemas.model import ModelSpec
 
-TaskName = Literal[
-    "single_double_quote", "final_kwarg", "set_or_string", "set_or_string_fixedvarname", "class_init", "with_as",
-    "bracket_brace", "with_open", "bracket_counting", "for_while", "else_elif", "fstring_brace", "if_ternary",
-    "var_swap", "indent_for", "lambda_func", "if_equals", "enumerate_range", "var_if", "while_return_true",
-]  # fmt: skip
-"""The 20 tasks of Gao et al. 2025 (arXiv 2511.13653, table 1)."""
-
-TASKS: tuple[TaskName, ...] = get_args(TaskName)
+TASKS: tuple[TemplateName, ...] = get_args(TemplateName)
+"""All 20, in the order of the paper's table."""
 NONSENSE = "nonsense"
 """The control: a rule that no text follows."""
 
@@ -110,7 +105,7 @@ class CircuitSpec(Spec):
     freeze_norm_scale: bool = False
     """Divide by the norms of the intact network in every RMSNorm, so that leaving out a node changes no others by
     scale."""
-    tasks: Literal["all"] | Annotated[list[TaskName], Field(min_length=1)] = "all"
+    tasks: Literal["all"] | Annotated[list[TemplateName], Field(min_length=1)] = "all"
     """Tasks by name, or all 20."""
     answers: Literal["single_token", "first_token"] = "single_token"
     """``single_token``: a task whose answers are not single tokens of the model's tokenizer is refused and reported so.

@@ -13,17 +13,18 @@ needed: without the key the head averages signs over all tokens, and without any
 from __future__ import annotations
 
 from pathlib import Path
-from random import Random
-from typing import Any
 
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from torch import Tensor, nn
 
-from pipeline.circuits.tasks.pairs import ALL
 from pipeline.networks import HeadworksDecoderForCausalLM, build_network
-from pipeline.tokens.python_templates import filler
+from pipeline.tokens.corpus import survey
+from pipeline.tokens.own import make_tokenizer, save_tokenizer
+from pipeline.tokens.tokenizer import Tokenizer
+from schemas.corpus import TokensSpec
+from schemas.grammar import GrammarCorpus, PythonTemplates
 from schemas.network import Location, NetworkSpec
+from schemas.tokenizer import BytePairs
 
 TASK = "single_double_quote"
 SPEC = NetworkSpec(layers=2, d_model=16, heads=2, d_head=4, d_mlp=16)
@@ -52,38 +53,26 @@ NUM_EDGES = 7
 
 def save_planted(folder: Path, seed: int = 0) -> None:
     """Write the network and its tokenizer, as a model that jobs take."""
-    tokenizer = word_tokenizer()
+    tokenizer = template_tokenizer()
     planted_network(tokenizer, seed).save_pretrained(folder)
-    _pretrained(tokenizer).save_pretrained(folder)
+    save_tokenizer(tokenizer, folder / "tokenizer")
+    for file in (folder / "tokenizer").iterdir():
+        file.rename(folder / file.name)
+    (folder / "tokenizer").rmdir()
 
 
-def word_tokenizer() -> Tokenizer:
-    """Every piece of the templates is a token, and nothing else is."""
-    cutter = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    draw = Random(0)
-    texts = [snippet.text for template in ALL.values() for _ in range(400) for snippet in template(draw)]
-    texts += [filler(draw) for _ in range(4000)]
-    pieces = sorted({piece for text in texts for piece, _ in cutter.pre_tokenize_str(text)})
-    words = {word: number for number, word in enumerate(["<unk>", "<bos>", "<eos>", *pieces])}
-    tokenizer = Tokenizer(models.WordLevel(words, unk_token="<unk>"))  # noqa: S106 - a word
-    tokenizer.pre_tokenizer = cutter
-    tokenizer.decoder = decoders.ByteLevel()
-    return tokenizer
-
-
-def _pretrained(tokenizer: Tokenizer) -> Any:
-    import transformers
-
-    build: Any = transformers.PreTrainedTokenizerFast
-    names = {"unk_token": "<unk>", "bos_token": "<bos>", "eos_token": "<eos>"}
-    return build(tokenizer_object=tokenizer, **names)
+def template_tokenizer() -> Tokenizer:
+    """One made from text of the templates; every piece of theirs is a token."""
+    spec = BytePairs(vocab_size=4096, alphabet="seen")
+    tokens = TokensSpec(corpus=GrammarCorpus(grammar=PythonTemplates(), num_documents=2000))
+    return make_tokenizer(spec, tokens, survey(tokens))
 
 
 @torch.no_grad()
 def planted_network(tokenizer: Tokenizer, seed: int) -> HeadworksDecoderForCausalLM:
     """``seed``: of the weights that lead nowhere."""
-    words = tokenizer.get_vocab()
-    network = build_network(SPEC, len(words), seed)
+    words = dict(zip(tokenizer.pieces(range(tokenizer.vocab_size)), range(tokenizer.vocab_size), strict=True))
+    network = build_network(SPEC, tokenizer.vocab_size, seed)
     network.train(False)
     generator = torch.Generator().manual_seed(seed)
     for parameter in network.parameters():

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from random import Random
 
-from pipeline.tokens.python_templates import NAMES, Pair, Snippet
+from pipeline.grammar.pieces import VARIABLES, digit
+from pipeline.grammar.templates import Statement
 
-_HALF = len(NAMES) // 2
+_HALF = len(VARIABLES) // 2
 
 
-def nonsense(draw: Random) -> Pair:
-    """After an assignment to a name of the alphabet's first half comes ``]``, after one of the second ``:``; both are
+def nonsense(rng: Random, second: bool) -> Statement:
+    """After an assignment to a name of the list's first half comes ``]``, after one of the second ``:``; both are
     wrong, and equally so."""
-    first, second = draw.choice(NAMES[:_HALF]), draw.choice(NAMES[_HALF:])
-    other, number = draw.choice(NAMES), draw.randrange(10)
-    return (
-        Snippet(f"{first} = {other} + {number}", "]", "\n"),
-        Snippet(f"{second} = {other} + {number}", ":", "\n"),
-    )
+    first, other = rng.choice(VARIABLES[:_HALF]), rng.choice(VARIABLES[_HALF:])
+    end = f"{rng.choice(VARIABLES)} + {digit(rng)}"
+    if second:
+        return Statement(f"{other} = {end}", ":", "\n")
+    return Statement(f"{first} = {end}", "]", "\n")

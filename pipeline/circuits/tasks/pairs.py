@@ -16,12 +16,13 @@ import torch
 from torch import Tensor
 
 from pipeline.circuits.tasks.nonsense import nonsense
-from pipeline.tokens.python_templates import TEMPLATES, Snippet, Template, fillers
+from pipeline.grammar.pieces import filler
+from pipeline.grammar.templates import TEMPLATES, Statement, Template
 from pipeline.tokens.tokenizer import Tokenizer
 from schemas.circuit import NONSENSE, TaskSpec
 from schemas.errors import SpecError
 
-ALL: Mapping[str, Template] = MappingProxyType({**TEMPLATES, NONSENSE: nonsense})
+ALL: Mapping[str, Template] = MappingProxyType(dict([*TEMPLATES.items(), (NONSENSE, nonsense)]))
 """Task -> template, the control last."""
 
 Split = Literal["search", "held_out"]
@@ -71,17 +72,17 @@ def make_pairs(task: str, tokenizer: Tokenizer, spec: TaskSpec, split: Split, an
     """
     draw = Random(_seed(task, spec.seed, split))
     number = spec.pairs if split == "search" else spec.held_out_pairs
-    snippets = [snippet for _ in range(number) for snippet in _pair(task, draw, spec.context_lines)]
+    statements = [statement for _ in range(number) for statement in _pair(task, draw, spec.context_lines)]
     begin = [tokenizer.bos_id] if spec.begin == "bos" else []
-    prompts = [ids.tolist() for ids in tokenizer.encode([one.prompt for one in snippets])]
-    texts = [ids.tolist() for ids in tokenizer.encode([one.text for one in snippets])]
+    prompts = [ids.tolist() for ids in tokenizer.encode([one.prompt for one in statements])]
+    texts = [ids.tolist() for ids in tokenizer.encode([one.text for one in statements])]
     found = [
-        _answer(task, tokenizer, snippet, prompt, text, answers)
-        for snippet, prompt, text in zip(snippets, prompts, texts, strict=True)
+        _answer(task, tokenizer, statement, prompt, text, answers)
+        for statement, prompt, text in zip(statements, prompts, texts, strict=True)
     ]
     for number, (first, second) in enumerate(zip(found[::2], found[1::2], strict=True)):
         if first == second:
-            one, other = snippets[2 * number].answer, snippets[2 * number + 1].answer
+            one, other = statements[2 * number].answer, statements[2 * number + 1].answer
             raise SpecError(
                 f"task {task!r}: the answers {one!r} and {other!r} begin with the same token of this model's "
                 f"tokenizer, {tokenizer.pieces([first])[0]!r}, so nothing tells them apart; choose other tasks"
@@ -97,28 +98,30 @@ def _seed(task: str, seed: int, split: Split) -> int:
     return int.from_bytes(hashlib.sha256(f"{task}|{seed}|{split}".encode()).digest()[:8], "big")
 
 
-def _pair(task: str, draw: Random, context_lines: int) -> tuple[Snippet, Snippet]:
-    before = fillers(draw, context_lines)
-    first, second = ALL[task](draw)
-    return (
-        Snippet(before + first.prompt, first.answer, first.rest),
-        Snippet(before + second.prompt, second.answer, second.rest),
-    )
+def _pair(task: str, draw: Random, context_lines: int) -> Iterator[Statement]:
+    """Both forms with the same names and words, behind the same lines."""
+    before = "".join(filler(draw) for _ in range(draw.randint(0, context_lines)))
+    seed = draw.getrandbits(64)
+    for second in (False, True):
+        form = ALL[task](Random(seed), second)
+        yield Statement(before + form.prompt, form.answer, form.rest)
 
 
-def _answer(task: str, tokenizer: Tokenizer, snippet: Snippet, prompt: list[int], text: list[int], answers: str) -> int:
+def _answer(
+    task: str, tokenizer: Tokenizer, statement: Statement, prompt: list[int], text: list[int], answers: str
+) -> int:
     """The token that follows the prompt in the whole text, which has to cut where the prompt ends."""
     if text[: len(prompt)] != prompt or len(text) == len(prompt):
         raise SpecError(
-            f"task {task!r}: the tokenizer of this model joins the end of the prompt {snippet.prompt!r} with the "
-            f"answer {snippet.answer!r} into one token, so no next token decides; choose other tasks"
+            f"task {task!r}: the tokenizer of this model joins the end of the prompt {statement.prompt!r} with the "
+            f"answer {statement.answer!r} into one token, so no next token decides; choose other tasks"
         )
     token = text[len(prompt)]
     piece = tokenizer.decode([token])
-    if answers == "single_token" and piece != snippet.answer:
+    if answers == "single_token" and piece != statement.answer:
         pieces = tokenizer.pieces(text[len(prompt) : len(prompt) + 4])
         raise SpecError(
-            f"task {task!r}: the answer {snippet.answer!r} after {snippet.prompt!r} is not a single token of this "
+            f"task {task!r}: the answer {statement.answer!r} after {statement.prompt!r} is not a single token of this "
             f"model's tokenizer (the text goes on with {pieces}); choose other tasks, or answers: first_token"
         )
     return token

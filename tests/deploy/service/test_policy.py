@@ -55,7 +55,17 @@ INTERPRET = {
     "kind": "interpret", "store": "/corpora/store", "dictionaries": "/team/d", "output": "/team/meanings",
     "explainer": CHAT,
 }  # fmt: skip
-JOBS = {"collect": COLLECT, "shuffle": SHUFFLE, "train": TRAIN, "evaluate": EVALUATE, "interpret": INTERPRET}
+CIRCUIT: dict[str, Any] = {
+    "kind": "circuit", "model": {"path": "/models/own"}, "store": "/corpora/store", "output": "/team/circuits",
+}  # fmt: skip
+JOBS = {
+    "collect": COLLECT,
+    "shuffle": SHUFFLE,
+    "train": TRAIN,
+    "evaluate": EVALUATE,
+    "interpret": INTERPRET,
+    "circuit": CIRCUIT,
+}
 PIPELINE = {
     "kind": "pipeline",
     "jobs": [
@@ -105,6 +115,7 @@ PLACES = [
     (TRAIN, "store"), (TRAIN, "output"), (EVALUATE, "store"), (EVALUATE, "dictionaries"), (EVALUATE, "output"),
     (EVALUATE, "interpretation"),
     (INTERPRET, "store"), (INTERPRET, "dictionaries"), (INTERPRET, "output"),
+    (CIRCUIT, "store"), (CIRCUIT, "output"),
     (PIPELINE, "output"), (PIPELINE, "jobs.0.output"), (PIPELINE, "jobs.0.tokens.output"), (PIPELINE, "jobs.1.output"),
     (PIPELINE, "jobs.2.output"),
 ]  # fmt: skip

@@ -12,8 +12,8 @@ import torch
 from pipeline.circuits.network import MaskedNetwork, load_decoder
 from pipeline.circuits.nodes import Nodes
 from pipeline.circuits.planted import save_planted
+from pipeline.grammar.templates import TEMPLATES
 from pipeline.models.hooks import resolve, tap
-from pipeline.tokens.python_templates import TEMPLATES
 from pipeline.tokens.tokenizer import Tokenizer, load_tokenizer
 from schemas.model import ModelSpec
 
@@ -49,7 +49,7 @@ def network(planted: Path, tokenizer: Tokenizer) -> MaskedNetwork:
 def means_of(decoder: torch.nn.Module, nodes: Nodes, tokenizer: Tokenizer) -> torch.Tensor:
     """By running the network: what a store's statistics have to come to."""
     draw = Random(5)
-    texts = [snippet.text for template in TEMPLATES.values() for _ in range(5) for snippet in template(draw)]
+    texts = [form(draw, second).text for form in TEMPLATES.values() for second in (False, True) for _ in range(5)]
     sums, count = torch.zeros(nodes.number), 0
 
     def add(place: slice, acts: torch.Tensor) -> None:
