@@ -1,7 +1,7 @@
 """Quality of a TopK SAE after 1,000 steps of 1,024 rows, against the peers' on the same rows in the same order.
 
 SmolLM2-135M, the residual stream behind block 15, over ``pydoc_data/topics.py`` in contexts of 256, first positions
-left out; every tenth context is held out. 4,608 latents, k 32. Each peer with two schedules or rates, of which the better
+left out; every tenth context is held out. 4,608 latents, k 32. Each peer with two schedules or rates, the better of which
 counts, and ours with one and two seeds: the fraction of variance unexplained of held-out rows, and the latents that no
 held-out row has on.
 
