@@ -1,9 +1,9 @@
 """Quality of a TopK SAE after 1,000 steps of 1,024 rows, against the peers' on the same rows in the same order.
 
 SmolLM2-135M, the residual stream behind block 15, over ``pydoc_data/topics.py`` in contexts of 256, first positions
-left out; every tenth context is held out. 4,608 latents, k 32. Each peer with two schedules or rates, the better of which
-counts, and ours with one and two seeds: the fraction of variance unexplained of held-out rows, and the latents that no
-held-out row has on.
+left out; every tenth context is held out. 4,608 latents, k 32. Each peer with two schedules or rates, of which the
+better counts, and ours with one and two seeds: the fraction of variance unexplained of held-out rows, and the latents
+that no held-out row has on.
 
 ``benchmarks/.cache/quality`` keeps the rows and every finished training, so an interrupted benchmark goes on; delete it
 to measure anew.
