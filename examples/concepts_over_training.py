@@ -13,7 +13,6 @@ The first three are jobs that go on where they stopped. Twelve minutes on two co
 
 from __future__ import annotations
 
-import math
 import sys
 import time
 from dataclasses import dataclass
@@ -26,6 +25,7 @@ from transformers import GPT2LMHeadModel
 
 import headworks
 from pipeline.analysis import trajectories
+from pipeline.analysis.hierarchy import later, repeats
 from pipeline.dictionaries.dictionary import Dictionary
 from pipeline.store.joined import JoinedStore
 from schemas.pipeline import PipelineSpec
@@ -142,7 +142,7 @@ def firing(dictionary: Dictionary, store: JoinedStore, *, num_rows: int = _ROWS)
     num_rows = min(num_rows, store.num_rows)
     tokens = store.tokens(0, num_rows)
     ids = torch.from_numpy(tokens.token_id.astype("int64"))
-    repeats = torch.tensor(_repeats(ids.tolist(), tokens.context.tolist()))
+    is_repeat = torch.from_numpy(repeats(tokens.token_id, tokens.context, 2))
     mass_FV = torch.zeros(dictionary.num_latents, int(ids.max()) + 1, dtype=torch.float64)
     repeated_F = torch.zeros(dictionary.num_latents, dtype=torch.float64)
     for start in range(0, num_rows, 4096):
@@ -152,34 +152,9 @@ def firing(dictionary: Dictionary, store: JoinedStore, *, num_rows: int = _ROWS)
         codes_BF = dictionary.codes_dense(dictionary.join_sources(acts)).double()
         codes_BF *= torch.from_numpy(tokens.position[part] > 0)[:, None]
         mass_FV.T.index_add_(0, ids[part], codes_BF)
-        repeated_F += codes_BF[repeats[part]].sum(0)
+        repeated_F += codes_BF[is_repeat[part]].sum(0)
     total_F = mass_FV.sum(1)
-    return Firing(mass_FV.amax(1) / total_F, repeated_F / total_F, float(repeats.double().mean()))
-
-
-def _repeats(ids: list[int], contexts: list[int]) -> list[bool]:
-    found, seen, last = [], set[tuple[int, int]](), -1
-    for index, (token, context) in enumerate(zip(ids, contexts, strict=True)):
-        if context != last:
-            seen, last = set(), context
-            found.append(False)
-            continue
-        pair = (ids[index - 1], token)
-        found.append(pair in seen)
-        seen.add(pair)
-    return found
-
-
-def later(first: torch.Tensor, second: torch.Tensor) -> tuple[float, float]:
-    """Chance that a draw of ``second`` is greater than one of ``first``, ties counted half, and the two-sided p of the
-    Mann-Whitney test, by the normal approximation with its correction for ties."""
-    ranks_of, counts = torch.cat([first, second]).unique(return_inverse=True, return_counts=True)[1:]
-    middle = counts.cumsum(0) - (counts - 1) / 2
-    n, m = len(first), len(second)
-    above = float(middle[ranks_of[n:]].double().sum()) - m * (m + 1) / 2
-    ties = float((counts.double() ** 3 - counts).sum()) / ((n + m) * (n + m - 1))
-    spread = math.sqrt(n * m / 12 * (n + m + 1 - ties))
-    return above / (n * m), math.erfc(abs(above - n * m / 2) / spread / math.sqrt(2)) if spread else 1.0
+    return Firing(mass_FV.amax(1) / total_F, repeated_F / total_F, float(is_repeat.double().mean()))
 
 
 def tell(folder: Path, steps: tuple[int, ...] = STEPS) -> None:

@@ -121,11 +121,12 @@ def repeats(ids: npt.NDArray[np.integer], contexts: npt.NDArray[np.integer], len
 def later(first: torch.Tensor, second: torch.Tensor) -> tuple[float, float]:
     """Chance that a draw of ``second`` is greater than one of ``first``, ties counted half, and the two-sided p of the
     Mann-Whitney test, by the normal approximation with its correction for ties."""
-    ranks_of, counts = torch.cat([first, second]).unique(return_inverse=True, return_counts=True)[1:]
-    middle = counts.cumsum(0) - (counts - 1) / 2
+    both = torch.cat([first, second]).numpy()
+    _, ranks_of, counts = np.unique(both, return_inverse=True, return_counts=True)
+    middle = counts.cumsum() - (counts - 1) / 2
     n, m = len(first), len(second)
-    above = float(middle[ranks_of[n:]].double().sum()) - m * (m + 1) / 2
-    ties = float((counts.double() ** 3 - counts).sum()) / ((n + m) * (n + m - 1))
+    above = float(middle[ranks_of[n:]].sum()) - m * (m + 1) / 2
+    ties = float((counts.astype(np.float64) ** 3 - counts).sum()) / ((n + m) * (n + m - 1))
     spread = math.sqrt(n * m / 12 * (n + m + 1 - ties))
     return above / (n * m), math.erfc(abs(above - n * m / 2) / spread / math.sqrt(2)) if spread else 1.0
 
@@ -167,4 +168,5 @@ def _merged(
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
     known, inverse = np.unique(np.concatenate([sums[0], keys]), return_inverse=True)
     weights = np.concatenate([sums[1], values.astype(np.float64)])
-    return known, np.bincount(inverse, weights=weights, minlength=len(known))
+    added: npt.NDArray[np.float64] = np.bincount(inverse, weights=weights, minlength=len(known)).astype(np.float64)
+    return known, added

@@ -53,7 +53,8 @@ class Ngrams:
             unigram += np.bincount(ids[predicted], minlength=vocab_size)
             own, own_counts = np.unique(previous[predicted] * vocab_size + ids[predicted], return_counts=True)
             keys, inverse = np.unique(np.concatenate([keys, own]), return_inverse=True)
-            counts = np.bincount(inverse, weights=np.concatenate([counts, own_counts]), minlength=len(keys))
+            weights = np.concatenate([counts, own_counts])
+            counts = np.bincount(inverse, weights=weights, minlength=len(keys)).astype(np.float64)
             last = int(ids[-1]) if len(ids) else last
         if not len(keys):
             raise SpecError("the rows have no context of two tokens, so there are no frequencies to compare with")

@@ -69,7 +69,7 @@ def phase_of(loaded: LoadedModel, contexts: Sequence[npt.NDArray[np.int32]], ngr
 def _to_bigrams(log_q: Tensor, before: Tensor, ngrams: Ngrams) -> float:
     """Summed over the rows."""
     total = 0.0
-    for token in before.unique().tolist():
+    for token in np.unique(before.numpy()).tolist():
         ids, shares = ngrams.following(token)
         if not len(ids):
             continue

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import math
 import runpy
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-import torch
 
 from schemas.train import TrainSpec
 
@@ -20,23 +18,6 @@ def example() -> SimpleNamespace:
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(EXAMPLES))
         return SimpleNamespace(**runpy.run_path(str(EXAMPLES / "concepts_over_training.py")))
-
-
-def test_the_rank_test_by_counting_pairs(example: SimpleNamespace) -> None:
-    first, second = torch.tensor([0, 1, 1, 3]), torch.tensor([1, 2, 3, 3, 4])
-    pairs = [(b > a) + 0.5 * (b == a) for a in first.tolist() for b in second.tolist()]
-    chance, p = example.later(first, second)
-    assert chance == pytest.approx(sum(pairs) / len(pairs))
-    # U = 16 of 20 pairs, mean 10; ties of 3, 3 and no other: variance 20 / 12 * (10 - 48 / 72).
-    assert p == pytest.approx(math.erfc(6 / math.sqrt(20 / 12 * (10 - 48 / 72)) / math.sqrt(2)))
-    assert example.later(second, first) == (pytest.approx(1 - chance), pytest.approx(p))
-    assert example.later(torch.arange(40), torch.arange(40) + 30)[1] < 1e-6
-    assert example.later(torch.zeros(3), torch.zeros(2)) == (0.5, 1.0)
-
-
-def test_repeats_are_pairs_seen_in_the_same_context(example: SimpleNamespace) -> None:
-    ids, contexts = [1, 2, 1, 2, 1, 1, 2, 1], [0, 0, 0, 0, 0, 5, 5, 5]
-    assert example._repeats(ids, contexts) == [False, False, False, True, True, False, False, False]
 
 
 def test_a_model_is_compared_with_the_frequencies_of_its_text(example: SimpleNamespace, tmp_path: Path) -> None:
