@@ -25,7 +25,7 @@ from deploy.token_commands import audit, tokens
 from deploy.train_command import train
 from pipeline.logs import configure, progress_stream
 
-_KINDS = ("collect", "shuffle", "train", "evaluate", "interpret", "circuit", "pipeline")
+_KINDS = ("train_model", "collect", "shuffle", "train", "evaluate", "interpret", "circuit", "pipeline")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

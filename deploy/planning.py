@@ -5,7 +5,7 @@ from __future__ import annotations
 from deploy import show
 from schemas.fields import about_bytes
 from schemas.pipeline import AnyJob
-from schemas.plan import Count, JobPlan, Plan, PlanAssumptions, ReusePlan, StorePlan, TrainPlan
+from schemas.plan import Count, JobPlan, ModelPlan, Plan, PlanAssumptions, ReusePlan, StorePlan, TrainPlan
 from workers.progress import clock_time
 
 _SHOWN_DICTIONARIES = 12
@@ -49,6 +49,8 @@ def _job(job: JobPlan, currency: str) -> list[str]:
         shown["time"] = f"{_hours(job.time.hours)} at {job.time.tokens_per_s:,.0f} tokens/s ({job.time.basis})"
     if job.train is not None:
         shown |= _train(job.train)
+    if job.model is not None:
+        shown |= _model(job.model)
     if job.money is not None:
         shown["money"] = _money(job.money, currency)
     if job.reuse is not None:
@@ -83,6 +85,16 @@ def _train(train: TrainPlan) -> dict[str, str]:
         f"{about_bytes(train.window_bytes)} for rows",
     }
     return facts | _dictionaries(train.dictionary_bytes)
+
+
+def _model(model: ModelPlan) -> dict[str, str]:
+    facts = {
+        "model": f"{model.parameters:,} weights, {model.steps:,} steps, {model.tokens:,} tokens",
+        "operations": f"{model.flop:.3g} FLOP",
+        "model folders": f"{model.snapshots:,}, {about_bytes(model.size_bytes)} with the checkpoints",
+        "memory of a rank": f"{about_bytes(model.memory_bytes)} for weights, gradients, optimiser and logits",
+    }
+    return facts if model.hours is None else facts | {"time": _hours(model.hours)}
 
 
 def _dictionaries(sizes: dict[str, int]) -> dict[str, str]:

@@ -11,7 +11,7 @@ from pydantic import BaseModel
 from schemas.pipeline import JOB_ADAPTER
 
 _REFERENCE = "#/$defs/"
-_ORDER = ("collect", "shuffle", "train", "evaluate", "interpret", "circuit", "pipeline")
+_ORDER = ("train_model", "collect", "shuffle", "train", "evaluate", "interpret", "circuit", "pipeline")
 
 
 def job_schema() -> dict[str, Any]:

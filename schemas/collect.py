@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
@@ -11,7 +11,7 @@ from schemas.fields import LOSSY, Codec, Dtype, HookPoint, Layout, Name, OutputU
 from schemas.model import ModelSpec
 from schemas.reach import Reach
 from schemas.retention import RetentionSpec
-from schemas.snapshots import Snapshots
+from schemas.snapshots import ModelReference, Snapshots
 from schemas.workers import WorkerLimits
 
 Placement = Literal["auto", "replica", "stages", "tensor"]
@@ -112,7 +112,12 @@ class CollectSpec(Spec):
     snapshots: Snapshots = {}
     """Several networks on one token table, into a store group: name -> the fields of ``model`` that this one has
     otherwise, for example ``{step0: {revision: step0}, step512: {revision: step512}}``. ``model`` itself is not
-    collected then, but its tokenizer makes the token table, and every snapshot that has one must have an equal one."""
+    collected then, but its tokenizer makes the token table, and every snapshot that has one must have an equal one.
+    ``snapshots: ${NAME}`` is short for ``snapshots_of``."""
+    snapshots_of: ModelReference = ""
+    """``${NAME}`` of a train_model job of the same pipeline: the snapshots that it keeps, named ``stepN``."""
+    snapshot_steps: list[NonNegativeInt] = []
+    """Of ``snapshots_of``, those of these steps; empty: all."""
     snapshot_folders: Annotated[str, Reach("model_folders")] = ""
     """The same by a pattern of local folders (or GGUF files), such as ``checkpoints/step*``: each is a snapshot, named
     by the parts of its path that have wildcards, in natural order."""
@@ -133,6 +138,13 @@ class CollectSpec(Spec):
     output: OutputUrl
     """Folder or URL of the store, or of the group: a store below it for each snapshot."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _reference(cls, data: Any) -> Any:
+        if isinstance(data, dict) and isinstance(data.get("snapshots"), str):
+            return {**data, "snapshots": {}, "snapshots_of": data["snapshots"]}
+        return data
+
     @model_validator(mode="after")
     def _distinct_hooks(self) -> Self:
         if len(set(self.hook_points)) != len(self.hook_points):
@@ -151,12 +163,18 @@ class CollectSpec(Spec):
         return self
 
     @model_validator(mode="after")
+    def _steps_are_of_a_training(self) -> Self:
+        if self.snapshot_steps and not self.snapshots_of:
+            raise ValueError("snapshot_steps chooses among the snapshots of snapshots_of, which is not given")
+        return self
+
+    @model_validator(mode="after")
     def _snapshots_once(self) -> Self:
-        if self.snapshots and self.snapshot_folders:
-            raise ValueError("give snapshots by name or by snapshot_folders, not both")
+        if bool(self.snapshots) + bool(self.snapshot_folders) + bool(self.snapshots_of) > 1:
+            raise ValueError("give snapshots by name, by snapshot_folders or by snapshots_of, not both")
         return self
 
     @property
     def is_group(self) -> bool:
         """Several snapshots are collected: ``output`` is a store group."""
-        return bool(self.snapshots or self.snapshot_folders)
+        return bool(self.snapshots or self.snapshot_folders or self.snapshots_of)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Literal, Self
 
@@ -14,17 +13,15 @@ from schemas.errors import nearest
 from schemas.evaluate import EvaluateSpec
 from schemas.fields import ByteSize, Name, OutputUrl, Spec
 from schemas.interpret import InterpretSpec
+from schemas.model_references import REFERENCE, model_references, snapshots_of, with_models
 from schemas.shuffle import ShuffleSpec
 from schemas.train import TrainSpec
+from schemas.train_model import TrainModelSpec
 
-Single = CollectSpec | ShuffleSpec | TrainSpec | EvaluateSpec | InterpretSpec | CircuitSpec
+Single = TrainModelSpec | CollectSpec | ShuffleSpec | TrainSpec | EvaluateSpec | InterpretSpec | CircuitSpec
 """A job of one kind."""
 
 Job = Annotated[Single, Field(discriminator="kind")]
-
-_MODEL = "model"
-"""Folder of the trained model in the output of a train_model job."""
-_REFERENCE = re.compile(r"^\$\{([A-Za-z0-9_.\-]+)\}$")
 
 
 class ClusterSpec(Spec):
@@ -56,7 +53,7 @@ class PipelineSpec(Spec):
         groups = {job.name for job in self.jobs if isinstance(job, CollectSpec) and job.is_group}
         for index, job in enumerate(self.jobs):
             for field, value, kinds in _references_of(job):
-                match = _REFERENCE.match(value)
+                match = REFERENCE.match(value)
                 if match and seen.get(match[1]) not in kinds:
                     known = [name for name, its_kind in seen.items() if its_kind in kinds]
                     raise ValueError(
@@ -68,6 +65,10 @@ class PipelineSpec(Spec):
                         f"jobs[{index}] ({job.name}): {field} refers to {value!r}, a group with a store for each "
                         f"snapshot; {reason}"
                     )
+            if isinstance(job, CollectSpec) and job.snapshots_of:
+                training = next(each for each in self.jobs if each.name == job.snapshots_of[2:-1])
+                assert isinstance(training, TrainModelSpec), "checked above"
+                snapshots_of(training, job.snapshot_steps)
             if job.name in seen:
                 raise ValueError(f"jobs[{index}]: the name {job.name!r} is taken by an earlier job")
             seen[job.name] = job.kind
@@ -76,6 +77,7 @@ class PipelineSpec(Spec):
     def resolved(self) -> list[Single]:
         """The jobs with every ``${NAME}`` replaced by that job's output."""
         outputs: dict[str, str] = {}
+        trainings = {job.name: job for job in self.jobs if isinstance(job, TrainModelSpec)}
         jobs: list[Single] = []
         for job in self.jobs:
             updates: dict[str, Any] = {}
@@ -85,10 +87,7 @@ class PipelineSpec(Spec):
                     updates[field] = _resolved(value, outputs)
                 elif isinstance(value, dict):
                     updates[field] = {name: _resolved(url, outputs) for name, url in value.items()}
-            if isinstance(job, CircuitSpec) and _REFERENCE.match(job.model.path):
-                path = f"{_resolved(job.model.path, outputs)}/{_MODEL}"
-                updates["model"] = job.model.model_copy(update={"path": path})
-            jobs.append(job.model_copy(update=updates))
+            jobs.append(with_models(job.model_copy(update=updates), trainings))
             outputs[job.name] = job.output
         return jobs
 
@@ -102,8 +101,7 @@ def _sources(job: Single) -> dict[str, tuple[str, ...]]:
 
 def _references_of(job: Job) -> Iterator[tuple[str, str, tuple[str, ...]]]:
     """Field, its value and the kinds of job that it may refer to; ``store.NAME`` for one of several stores."""
-    if isinstance(job, CircuitSpec):
-        yield "model.path", job.model.path, ("train_model",)
+    yield from ((field, value, ("train_model",)) for field, value in model_references(job))
     for field, kinds in _sources(job).items():
         value = getattr(job, field, None)
         if isinstance(value, str):
@@ -122,7 +120,7 @@ def _no_group(job: Job, field: str) -> str:
 
 
 def _resolved(value: str, outputs: Mapping[str, str]) -> str:
-    match = _REFERENCE.match(value)
+    match = REFERENCE.match(value)
     return outputs[match[1]] if match else value
 
 

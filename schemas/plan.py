@@ -163,6 +163,28 @@ class TrainPlan(Spec):
     adds a unit unless ``workers.blocks_ahead`` says how many."""
 
 
+class ModelPlan(Spec):
+    """A train_model job."""
+
+    parameters: NonNegativeInt
+    """Weights that are trained; of a tokenizer that is yet to be made, for the most tokens that it may have."""
+    tokens: NonNegativeInt
+    """Tokens that are left to train on, repeats counted."""
+    steps: NonNegativeInt
+    """Optimiser steps that are left."""
+    flop: NonNegativeFloat
+    """Floating-point operations of these steps: 6 for each weight of a matrix product and 12 for each layer, channel
+    of its heads and place of the context, for each token."""
+    hours: NonNegativeFloat | None
+    """Of these steps; None where ``rates.flop_per_s`` (of one rank's device) is not given."""
+    snapshots: NonNegativeInt
+    """Model folders, the one at the end included."""
+    size_bytes: NonNegativeInt
+    """Bytes that are left at the end: model folders and two checkpoints, token table apart."""
+    memory_bytes: NonNegativeInt
+    """Weights, gradients, what the optimiser remembers and the logits, on one rank; other activations come on top."""
+
+
 class JobPlan(Spec):
     """One job."""
 
@@ -180,6 +202,8 @@ class JobPlan(Spec):
     """Of a collect job where rate and prices are known."""
     train: TrainPlan | None = None
     """Of a train job."""
+    model: ModelPlan | None = None
+    """Of a train_model job."""
     money: NonNegativeFloat | None = None
     """What the job itself costs, with the store kept for ``months``; None where a price or the rate is not known."""
     notes: list[str] = []

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, NonNegativeInt
+from pydantic import AfterValidator, NonNegativeInt, StringConstraints
 
 from schemas.fields import Name, Spec
 from schemas.model import Arguments, ModelPath, ModelSpec, Revision
@@ -55,6 +55,9 @@ def _no_document(name: str) -> str:
 
 SnapshotName = Annotated[Name, AfterValidator(_no_document)]
 """A name that is also the folder of the snapshot's store in the group."""
+
+ModelReference = Annotated[str, StringConstraints(pattern=r"^(\$\{[A-Za-z0-9_.\-]+\})?$")]
+"""``${NAME}`` of a job that trains a model; empty: none."""
 
 Snapshots = dict[SnapshotName, SnapshotSpec]
 """Name -> what it has of its own, in the order in which they are collected."""

@@ -30,6 +30,7 @@ from schemas.interpret import InterpretSpec
 from schemas.pipeline import AnyJob, ClusterSpec, PipelineSpec
 from schemas.shuffle import ShuffleSpec
 from schemas.train import TrainSpec
+from schemas.train_model import TrainModelSpec
 from schemas.versions import versions
 from workers import metrics
 from workers.cluster import Cluster, connect
@@ -40,6 +41,11 @@ from workers.live_stage import run_stage
 from workers.progress import Progress
 from workers.shuffle import run_shuffle
 from workers.snapshots import run_snapshots
+
+_OF_A_MODEL = (
+    "steps", "tokens", "parameters", "nonzero", "nonzero_share", "loss", "held_out_loss", "tokens_per_s", "restarts",
+)  # fmt: skip
+"""Figures of a train_model job that the summary has."""
 
 
 def run_job(job: AnyJob, *, address: str | None = None, progress: Progress | None = None) -> dict[str, Any]:
@@ -60,10 +66,8 @@ def run_job(job: AnyJob, *, address: str | None = None, progress: Progress | Non
     try:
         with connect(job.cluster if isinstance(job, PipelineSpec) else ClusterSpec(), address) as cluster:
             for each in jobs:
-                if isinstance(each, TrainSpec) and cluster.is_own:
-                    from workers.train import require_room
-
-                    require_room(each, cluster)
+                if isinstance(each, TrainSpec | TrainModelSpec) and cluster.is_own:
+                    _require_room(each, cluster)
             for part in parts:
                 run.write("running")
                 run.add(part, cluster, progress)
@@ -74,6 +78,13 @@ def run_job(job: AnyJob, *, address: str | None = None, progress: Progress | Non
         run.write("stopped")
         raise
     return run.write("succeeded")
+
+
+def _require_room(job: TrainSpec | TrainModelSpec, cluster: Cluster) -> None:
+    from workers import train, train_model
+    from workers.rank_group import require_room
+
+    require_room(train.group_of(job) if isinstance(job, TrainSpec) else train_model.group_of(job), cluster)
 
 
 def require_hook_points(jobs: Sequence[Job]) -> None:
@@ -87,7 +98,7 @@ def require_hook_points(jobs: Sequence[Job]) -> None:
     for job in jobs:
         if isinstance(job, CollectSpec):
             collected |= _collected(job)
-        if isinstance(job, CollectSpec | EvaluateSpec | InterpretSpec | CircuitSpec):
+        if isinstance(job, TrainModelSpec | CollectSpec | EvaluateSpec | InterpretSpec | CircuitSpec):
             continue
         known = _fed_points(job, jobs) or _known_points(job.store, collected)
         if isinstance(job, ShuffleSpec):
@@ -234,10 +245,8 @@ def _execute(job: Job, progress: Progress, *, is_shared: bool) -> dict[str, Any]
             return _by_units(job, run_snapshots if job.is_group else run_collect, progress, is_shared=is_shared)
         case ShuffleSpec():
             return _by_units(job, run_shuffle, progress, is_shared=is_shared)
-        case TrainSpec():
-            from workers.train import run_train  # Ray Train and Ray Data, a second that a collection need not wait
-
-            return run_train(job, progress=progress)
+        case TrainModelSpec() | TrainSpec():
+            return _train(job, progress)
         case EvaluateSpec():
             from workers.evaluate import run_evaluate
 
@@ -250,6 +259,14 @@ def _execute(job: Job, progress: Progress, *, is_shared: bool) -> dict[str, Any]
             from workers.circuit import run_circuit
 
             return run_circuit(job, progress=progress)
+
+
+def _train(job: TrainModelSpec | TrainSpec, progress: Progress) -> dict[str, Any]:
+    # Ray Train and Ray Data, a second that a collection need not wait.
+    from workers.train import run_train
+    from workers.train_model import run_train_model
+
+    return run_train(job, progress=progress) if isinstance(job, TrainSpec) else run_train_model(job, progress=progress)
 
 
 def _by_units(
@@ -267,8 +284,9 @@ def summarised(
     """What ``summary.json`` says.
 
     ``collection``: figures of the collect job, of the first if there are several. ``shuffles``: job name -> figures of
-    each shuffle. ``dictionaries``: name -> figures of the evaluation, ``interpretation``, mean scores, and
-    ``training``, those of the last step; a name that two train jobs use is given as JOB/NAME.
+    each shuffle. ``models``: job name -> figures of the last step of each model that was trained.
+    ``dictionaries``: name -> figures of the evaluation, ``interpretation``, mean scores, and ``training``, those of the
+    last step; a name that two train jobs use is given as JOB/NAME.
     ``circuits``: job name -> edges and nodes over all tasks, and which tasks reached the target.
     ``jobs``: job name -> kind, output, whether it was reused, and the seconds that it has waited for another.
     ``seconds``: job name -> wall time, and ``total``, which is less than their sum where jobs ran side by side.
@@ -281,6 +299,11 @@ def summarised(
         "output": job.output,
         "collection": collections[0] if collections else {},
         "shuffles": {name: figures for name, (each, figures) in results.items() if isinstance(each, ShuffleSpec)},
+        "models": {
+            name: {key: figures[key] for key in _OF_A_MODEL if key in figures}
+            for name, (each, figures) in results.items()
+            if isinstance(each, TrainModelSpec)
+        },
         "dictionaries": _dictionaries(results),
         "circuits": {
             name: figures["summary"] for name, (each, figures) in results.items() if isinstance(each, CircuitSpec)
@@ -309,7 +332,7 @@ def _dictionaries(results: dict[str, tuple[Job, dict[str, Any]]]) -> dict[str, d
     names = [spec.name for each in trained.values() for spec in each.dictionaries]
     found: dict[str, dict[str, Any]] = {}
     for each, figures in results.values():
-        if isinstance(each, CollectSpec | ShuffleSpec | CircuitSpec):
+        if isinstance(each, TrainModelSpec | CollectSpec | ShuffleSpec | CircuitSpec):
             continue
         owner = each if isinstance(each, TrainSpec) else trained.get(each.dictionaries)
         for name, values in figures["dictionaries"].items():

@@ -21,6 +21,7 @@ from schemas.plan import JobPlan, Limits, PlanAssumptions
 from schemas.rendering import RenderSettings
 from schemas.shuffle import ShuffleSpec
 from schemas.train import TrainSpec
+from schemas.train_model import TrainModelSpec
 
 _NO_LIMIT = 2**60
 
@@ -73,7 +74,7 @@ def _asked(job: Job) -> Demand:
                 workers.gpus_per_worker,
                 together=processes if workers.placement == "tensor" else 1,
             )
-        case TrainSpec(workers=ranks):
+        case TrainSpec(workers=ranks) | TrainModelSpec(workers=ranks):
             return Demand(job.name, ranks.num_workers, ranks.cpus_per_worker, float(ranks.use_gpu))
         case ShuffleSpec(workers=shufflers):
             return Demand(job.name, shufflers.num_workers or None, shufflers.cpus_per_worker)
@@ -135,6 +136,13 @@ def _of_plan(job: Job, plans: Sequence[JobPlan], settings: RenderSettings) -> De
                 flush_bytes=train.memory_bytes,
                 block_bytes=train.block_bytes,
             )
+        case TrainModelSpec():
+            model = next(one.model for one in plans if one.name == job.name)
+            assert model is not None
+            on_host = 0 if job.workers.use_gpu else model.memory_bytes
+            return Demand(
+                job.name, None, 0, memory_bytes=PROCESS_BYTES + on_host, flush_bytes=model.memory_bytes
+            )  # fmt: skip
         case ShuffleSpec():
             return Demand(job.name, None, 0, memory_bytes=PROCESS_BYTES + job.workers.memory)
         case EvaluateSpec() | InterpretSpec() | CircuitSpec():

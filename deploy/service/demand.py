@@ -13,6 +13,7 @@ from schemas.interpret import InterpretSpec
 from schemas.pipeline import AnyJob, PipelineSpec, Single
 from schemas.shuffle import ShuffleSpec
 from schemas.train import TrainSpec
+from schemas.train_model import TrainModelSpec
 
 
 class Limits(Protocol):
@@ -75,7 +76,7 @@ def demand_of(job: Single) -> Demand:
             return Demand(count, count * workers.cpus_per_worker, count * workers.gpus_per_worker)
         case ShuffleSpec():
             return Demand(job.workers.num_workers, job.workers.num_workers * job.workers.cpus_per_worker)
-        case TrainSpec():
+        case TrainSpec() | TrainModelSpec():
             count = job.workers.num_workers
             return Demand(count, count * job.workers.cpus_per_worker, count if job.workers.use_gpu else 0)
         case CircuitSpec(workers=searches):

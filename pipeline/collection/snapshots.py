@@ -84,6 +84,11 @@ def natural(text: str) -> list[tuple[int, int, str]]:
 
 
 def _named(spec: CollectSpec) -> dict[str, SnapshotSpec]:
+    if spec.snapshots_of:
+        raise SpecError(
+            f"{spec.name}: snapshots_of is {spec.snapshots_of!r}, which means a train_model job of the same pipeline; "
+            "of a training that is done give its folders: snapshot_folders: OUTPUT/snapshots/step*"
+        )
     return dict(spec.snapshots) or _matching(spec.snapshot_folders)
 
 
@@ -98,6 +103,8 @@ def _job(spec: CollectSpec, name: str, one: SnapshotSpec) -> CollectSpec:
             "name": f"{spec.name}.{name}"[:_NAME_LENGTH],
             "model": model,
             "snapshots": {},
+            "snapshots_of": "",
+            "snapshot_steps": [],
             "snapshot_folders": "",
             "tokens": spec.tokens.model_copy(update=tokens),
             "output": f"{spec.output.rstrip('/')}/{name}",

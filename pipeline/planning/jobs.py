@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 from pipeline.collection.snapshots import require_snapshots, snapshot_jobs
 from pipeline.planning.circuits import circuit_note
 from pipeline.planning.collection import PlannedStore, plan_collection
 from pipeline.planning.live import with_feeds
+from pipeline.planning.pretraining import is_trained, plan_pretraining, stand_in
 from pipeline.planning.sizes import LEAST_SHARE
 from pipeline.planning.space import disk_of, require_quota
 from pipeline.planning.stages import stages
@@ -26,10 +28,12 @@ from schemas.circuit import CircuitSpec
 from schemas.collect import CollectSpec
 from schemas.errors import ResourceError
 from schemas.fields import about_bytes
-from schemas.pipeline import AnyJob, PipelineSpec
+from schemas.pipeline import AnyJob, PipelineSpec, Single
 from schemas.plan import JobPlan, Plan, PlanAssumptions
+from schemas.reach import Reached, put, reached
 from schemas.shuffle import ShuffleSpec
 from schemas.train import TrainSpec
+from schemas.train_model import TrainModelSpec
 
 
 def plan(job: AnyJob, assumptions: PlanAssumptions, *, measured: bool = False, runs_here: bool = True) -> Plan:
@@ -43,6 +47,44 @@ def plan(job: AnyJob, assumptions: PlanAssumptions, *, measured: bool = False, r
     job = anchored(job, Path.cwd())
     jobs = job.resolved() if isinstance(job, PipelineSpec) else [job]
     stages(jobs)  # refuses feeds that cannot be
+    with ExitStack() as until_planned:
+        found = _planned(_with_stand_ins(jobs, until_planned), assumptions, measured=measured, runs_here=runs_here)
+    return _summed(found, assumptions)
+
+
+def _with_stand_ins(jobs: Sequence[Single], until_planned: ExitStack) -> list[Single]:
+    """The same jobs, where they take models that are yet to be trained with folders that look like those."""
+    found: list[Single] = [*jobs]
+    for training in jobs:
+        if not isinstance(training, TrainModelSpec) or is_trained(training):
+            continue
+        if any(_takes(job, training) for job in found):
+            folder = str(until_planned.enter_context(stand_in(training)))
+            found = [_moved(job, training.output, folder) for job in found]
+    return found
+
+
+def _takes(job: Single, training: TrainModelSpec) -> bool:
+    return isinstance(job, CollectSpec) and any(_is_of(each, training.output) for each in reached(job))
+
+
+def _is_of(each: Reached, output: str) -> bool:
+    return each.what in ("model", "tokenizer") and str(each.value).startswith(f"{output.rstrip('/')}/")
+
+
+def _moved(job: Single, output: str, folder: str) -> Single:
+    """A collect job with ``folder`` in place of all models and tokenizers below ``output``."""
+    if not isinstance(job, CollectSpec):
+        return job
+    facts = job.model_dump(mode="json")
+    for each in reached(job):
+        if _is_of(each, output):
+            put(facts, each.steps, folder)
+    return CollectSpec.model_validate(facts)
+
+
+def _planned(jobs: Sequence[Single], assumptions: PlanAssumptions, *, measured: bool, runs_here: bool) -> list[JobPlan]:
+    """A plan for each job, of several snapshots for each of them."""
     stores: dict[str, PlannedStore] = {}
     groups: dict[str, dict[str, str]] = {}
     collections: list[CollectSpec] = []
@@ -56,7 +98,9 @@ def plan(job: AnyJob, assumptions: PlanAssumptions, *, measured: bool = False, r
                 collections.append(single)
                 plans.append(one)
             continue
-        if isinstance(each, TrainSpec):
+        if isinstance(each, TrainModelSpec):
+            one = plan_pretraining(each, assumptions)
+        elif isinstance(each, TrainSpec):
             one = plan_training(_of_members(each, stores, groups), stores, assumptions)
         else:
             notes = [circuit_note(each) if isinstance(each, CircuitSpec) else "not planned"]
@@ -67,7 +111,7 @@ def plan(job: AnyJob, assumptions: PlanAssumptions, *, measured: bool = False, r
     plans = with_feeds(jobs, plans, stores, assumptions.prices)
     if runs_here:
         _require_room(collections, plans)
-    return _summed(plans, assumptions)
+    return plans
 
 
 def _singles(spec: CollectSpec, groups: dict[str, dict[str, str]]) -> tuple[list[CollectSpec], PlannedTable | None]:

@@ -19,17 +19,19 @@ from tokenizers import Regex, decoders, models, pre_tokenizers, trainers
 from pipeline.tokens.corpus import CorpusSurvey, iter_parts, read_documents
 from pipeline.tokens.linear import close_stream
 from pipeline.tokens.part import is_held_out, text_sha256
+from pipeline.tokens.tokenizer import ROLES, Tokenizer
 from schemas.corpus import TokensSpec
 from schemas.errors import CorpusError
 from schemas.tokenizer import BytePairs, OwnTokenizer, WholeWords
 
 BOS, EOS, UNKNOWN = "<|bos|>", "<|eos|>", "<|unknown|>"
+_SPECIALS = {"bos": BOS, "eos": EOS, "unk": UNKNOWN}
 
 # A line end, a run of spaces, a word with the space before it, a digit, a run of signs, other white space.
 _PIECES = r"\n| {2,}| ?\p{L}+| ?\p{N}| ?[^\s\p{L}\p{N}]+|\s"
 
 
-def make_tokenizer(spec: OwnTokenizer, tokens: TokensSpec, surveyed: CorpusSurvey) -> tokenizers.Tokenizer:
+def make_tokenizer(spec: OwnTokenizer, tokens: TokensSpec, surveyed: CorpusSurvey) -> Tokenizer:
     """One made from the first documents of the corpus that are not held out.
 
     Raises:
@@ -40,26 +42,28 @@ def make_tokenizer(spec: OwnTokenizer, tokens: TokensSpec, surveyed: CorpusSurve
     if first is None:
         raise CorpusError("the corpus has no text that is not held out, so no tokenizer can be made from it")
     texts = chain([first], texts)
-    return _byte_pairs(spec, texts) if isinstance(spec, BytePairs) else _words(spec, texts)
+    made = _byte_pairs(spec, texts) if isinstance(spec, BytePairs) else _words(spec, texts)
+    ids = {role: made.token_to_id(text) for role, text in _SPECIALS.items()}
+    return Tokenizer(made.to_str().encode("utf-8"), {role: id_ for role, id_ in ids.items() if id_ is not None})
 
 
-def save_tokenizer(tokenizer: tokenizers.Tokenizer, folder: Path) -> None:
+def save_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
     """``tokenizer.json`` and ``tokenizer_config.json`` in a new folder, all of it or nothing; one that is there stays.
 
     The files are those of transformers' ``PreTrainedTokenizerFast``.
     """
     from transformers import PreTrainedTokenizerFast  # seconds
 
-    fast: Any = PreTrainedTokenizerFast
     if folder.exists():
         return
-    named = {"bos_token": BOS, "eos_token": EOS}
-    if tokenizer.token_to_id(UNKNOWN) is not None:
-        named["unk_token"] = UNKNOWN
+    library = tokenizers.Tokenizer.from_str(tokenizer.definition.decode("utf-8"))
+    named = {role: str(library.id_to_token(id_)) for role, id_ in tokenizer.specials.items()}
+    roles = {f"{role}_token": named.pop(role) for role in ROLES if role in named}
+    fast: Any = PreTrainedTokenizerFast
     beside = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}")
     beside.mkdir(parents=True)
     try:
-        fast(tokenizer_object=tokenizer, **named).save_pretrained(beside)
+        fast(tokenizer_object=library, **roles, extra_special_tokens=sorted(named.values())).save_pretrained(beside)
         _rename(beside, folder)
     finally:
         shutil.rmtree(beside, ignore_errors=True)

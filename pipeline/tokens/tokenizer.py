@@ -9,13 +9,15 @@ from typing import Any
 import tokenizers
 
 from pipeline.models.location import ModelLocation, locate
+from pipeline.models.quiet import quiet_loading
 from pipeline.tokens.kept import keep, kept_path, read_kept
 from pipeline.tokens.vocabulary import Tokenizer, restore_tokenizer
 from schemas.errors import MissingError, ModelError, SpecError
 
 __all__ = ["Tokenizer", "load_tokenizer", "restore_tokenizer"]
 
-_ROLES = ("bos", "eos", "pad", "unk", "sep", "cls", "mask")
+ROLES = ("bos", "eos", "pad", "unk", "sep", "cls", "mask")
+"""Of special tokens, as transformers names them."""
 
 
 @lru_cache(maxsize=4)
@@ -60,7 +62,9 @@ def _load(path: str, where: ModelLocation, revision: str) -> Any:
     if where.kind == "hub":
         options["revision"] = revision
     try:
-        return AutoTokenizer.from_pretrained(where.path, **options)
+        # It looks at the model's configuration as well, and has something to say of types that it does not know.
+        with quiet_loading():
+            return AutoTokenizer.from_pretrained(where.path, **options)
     except OSError as exc:
         place = "on the Hugging Face Hub or in its local cache" if where.kind == "hub" else f"in {where.path}"
         raise MissingError(f"no tokenizer for {path!r} {place}: {_first_line(exc)}") from exc
@@ -73,7 +77,7 @@ def _load(path: str, where: ModelLocation, revision: str) -> Any:
 
 def _specials(loaded: Any) -> dict[str, int]:
     """Special ids by role; those without a role by their text."""
-    ids = {role: getattr(loaded, f"{role}_token_id", None) for role in _ROLES}
+    ids = {role: getattr(loaded, f"{role}_token_id", None) for role in ROLES}
     named = {role: int(id_) for role, id_ in ids.items() if id_ is not None}
     others = {
         str(text): int(id_)

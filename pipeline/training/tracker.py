@@ -161,7 +161,7 @@ def open_trackers(names: Sequence[str], output_url: str, *, job: str, step: int)
 def scalars(record: Mapping[str, Any]) -> dict[str, float]:
     """A record flattened: ``NAME/metric`` of each dictionary beside the figures of the run."""
     flat = {key: value for key, value in record.items() if key not in ("step", "dictionaries")}
-    for name, metrics in record["dictionaries"].items():
+    for name, metrics in record.get("dictionaries", {}).items():
         flat |= {f"{name}/{key}": value for key, value in metrics.items()}
     return flat
 

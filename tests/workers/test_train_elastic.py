@@ -24,7 +24,8 @@ from schemas.errors import ResourceError
 from schemas.train import TrainSpec
 from workers.cluster import Cluster
 from workers.progress import Progress
-from workers.train import require_room, run_train
+from workers.rank_group import require_room
+from workers.train import group_of, run_train
 
 MakeSpec = Callable[..., TrainSpec]
 
@@ -84,9 +85,9 @@ def run_and_lose_a_node(nodes: Nodes, spec: TrainSpec) -> dict[str, Any]:
 
 def test_the_least_number_must_fit_and_make_sense(make_spec: MakeSpec) -> None:
     laptop = Cluster(address="", num_cpus=2, num_gpus=0, is_own=True)
-    require_room(make_spec(workers={"num_workers": 8, "min_workers": 2}), laptop)
+    require_room(group_of(make_spec(workers={"num_workers": 8, "min_workers": 2})), laptop)
     with pytest.raises(ResourceError, match=r"workers.min_workers \(3\) ranks need 3 CPU cores"):
-        require_room(make_spec(workers={"num_workers": 8, "min_workers": 3}), laptop)
+        require_room(group_of(make_spec(workers={"num_workers": 8, "min_workers": 3})), laptop)
     for workers, message in (
         ({"num_workers": 2, "min_workers": 3}, r"min_workers \(3\) is more than num_workers \(2\)"),
         ({"num_workers": 4, "min_workers": 2, "latent_shards": 2}, "set min_workers to 0, or latent_shards to 1"),

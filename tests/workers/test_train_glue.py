@@ -19,7 +19,8 @@ from schemas.errors import DivergenceError, JobError, MismatchError, ResourceErr
 from schemas.train import TrainSpec
 from workers.cluster import Cluster
 from workers.progress import Progress
-from workers.train import SCRATCH, require_room, run_train
+from workers.rank_group import SCRATCH, require_room
+from workers.train import group_of, run_train
 
 pytestmark = pytest.mark.ray
 
@@ -137,8 +138,8 @@ def test_what_a_rank_raises_comes_out_as_itself_and_is_not_repeated(
 
 def test_a_machine_too_small_is_told_before_anything_starts(make_spec: Callable[..., TrainSpec]) -> None:
     laptop = Cluster(address="", num_cpus=2, num_gpus=0, is_own=True)
-    require_room(make_spec(), laptop)
+    require_room(group_of(make_spec()), laptop)
     with pytest.raises(ResourceError, match="3 CPU cores, this machine has 2"):
-        require_room(make_spec(workers={"num_workers": 3}), laptop)
+        require_room(group_of(make_spec(workers={"num_workers": 3})), laptop)
     with pytest.raises(ResourceError, match="1 GPUs, this machine has 0"):
-        require_room(make_spec(workers={"use_gpu": True}), laptop)
+        require_room(group_of(make_spec(workers={"use_gpu": True})), laptop)
