@@ -37,6 +37,8 @@ PYTHON = "HEADWORKS_PYTHON"
 _ENDED = {"SUCCEEDED", "FAILED", "STOPPED", "LOST"}
 """``LOST`` only through the service, of a job that its cluster has forgotten."""
 _MARK = "headworks_fingerprint"
+_NO_AGENT = "No available agent to submit job"
+"""What Ray says where the head cannot start a job's driver, in an answer like that to a wrong request."""
 _RAY_ADDRESSES = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")
 
 
@@ -321,6 +323,12 @@ def _explained(address: str) -> Iterator[None]:
     except (ConnectionError, RequestException, ClientError) as error:
         raise UnreachableError(f"the cluster at {address} stopped answering: {_reason(error)}") from error
     except RuntimeError as error:
+        if _NO_AGENT in str(error):
+            raise UnreachableError(
+                f"the head node of the cluster at {address} takes no jobs: its dashboard agent has not started. Just "
+                "after a start it may only need time; otherwise see dashboard_agent.log there. Of two Rays on one "
+                "machine the second needs `ray start --dashboard-agent-listen-port`"
+            ) from error
         raise UserError(f"the cluster at {address} refused: {_last_line(error)}") from error
 
 

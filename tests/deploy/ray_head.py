@@ -51,9 +51,10 @@ def free_ports(count: int) -> list[int]:
 
 
 @contextmanager
-def started_head(**variables: str) -> Iterator[Head]:
+def started_head(agent_port: int = 0, **variables: str) -> Iterator[Head]:
     """`ray start --head` on ports of its own. Ended by process id: `ray stop` would end every Ray of this machine."""
     gcs, dashboard, client, agent = free_ports(4)
+    agent = agent_port or agent
     environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_A")}
     environment |= {"RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0", "RAY_USAGE_STATS_ENABLED": "0", "OMP_NUM_THREADS": "1"}
     environment |= variables

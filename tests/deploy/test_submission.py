@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -78,6 +79,16 @@ def wait_for(head: Head, identifier: str, *statuses: str) -> dict[str, Any]:
             return facts
         assert time.monotonic() < deadline, facts
         time.sleep(0.5)
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+def test_a_head_whose_agent_has_no_port_takes_no_jobs_and_says_why(write_spec: Callable[..., Path]) -> None:
+    with socket.create_server(("", 0)) as taken, started_head(agent_port=taken.getsockname()[1]) as head:
+        refused = head.headworks("submit", str(write_spec("early")))
+    assert refused.returncode == 2
+    assert "takes no jobs: its dashboard agent has not started" in refused.stderr
+    assert "--dashboard-agent-listen-port" in refused.stderr
 
 
 @pytest.mark.slow
