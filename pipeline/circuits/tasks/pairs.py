@@ -70,9 +70,16 @@ def make_pairs(task: str, tokenizer: Tokenizer, spec: TaskSpec, split: Split, an
         SpecError: an answer is not one token of the tokenizer (``answers``: ``single_token``), or both answers of a
             pair begin with one token; the message names the task and the tokens.
     """
+    return posed(task, ALL[task], tokenizer, spec, split, answers)
+
+
+def posed(
+    task: str, form: Template, tokenizer: Tokenizer, spec: TaskSpec, split: Split, answers: str = "single_token"
+) -> Pairs:
+    """The same of any template; ``task`` is its name in messages and a part of the seed."""
     draw = Random(_seed(task, spec.seed, split))
     number = spec.pairs if split == "search" else spec.held_out_pairs
-    statements = [statement for _ in range(number) for statement in _pair(task, draw, spec.context_lines)]
+    statements = [statement for _ in range(number) for statement in _pair(form, draw, spec.context_lines)]
     begin = [tokenizer.bos_id] if spec.begin == "bos" else []
     prompts = [ids.tolist() for ids in tokenizer.encode([one.prompt for one in statements])]
     texts = [ids.tolist() for ids in tokenizer.encode([one.text for one in statements])]
@@ -98,13 +105,13 @@ def _seed(task: str, seed: int, split: Split) -> int:
     return int.from_bytes(hashlib.sha256(f"{task}|{seed}|{split}".encode()).digest()[:8], "big")
 
 
-def _pair(task: str, draw: Random, context_lines: int) -> Iterator[Statement]:
+def _pair(form: Template, draw: Random, context_lines: int) -> Iterator[Statement]:
     """Both forms with the same names and words, behind the same lines."""
     before = "".join(filler(draw) for _ in range(draw.randint(0, context_lines)))
     seed = draw.getrandbits(64)
     for second in (False, True):
-        form = ALL[task](Random(seed), second)
-        yield Statement(before + form.prompt, form.answer, form.rest)
+        drawn = form(Random(seed), second)
+        yield Statement(before + drawn.prompt, drawn.answer, drawn.rest)
 
 
 def _answer(
