@@ -47,6 +47,7 @@ class StoppedError(Exception):
     pass
 
 
+@pytest.mark.slow
 def test_a_model_learns_its_source_and_is_kept_along_the_way(tmp_path: Path) -> None:
     spec = model_spec(str(tmp_path / "out"), steps=120, snapshots=[0, 3, 120])
     summary = run(spec)
