@@ -28,4 +28,4 @@ def main(path: str) -> None:
 
 if __name__ == "__main__":
     logs.configure()
-    sys.exit(guarded(lambda: main(sys.argv[1]), debug=True, as_json=False))
+    sys.exit(guarded(lambda: main(sys.argv[1]), debug=True, as_json=False, mistakes=False))

@@ -31,9 +31,10 @@ class Stopped(Exception):  # noqa: N818 - not an error
     """The user stopped the command; the message says what is kept."""
 
 
-def guarded(action: Callable[[], int | None], *, debug: bool, as_json: bool) -> int:
+def guarded(action: Callable[[], int | None], *, debug: bool, as_json: bool, mistakes: bool = True) -> int:
     """Run a command and return its exit code, the one that it returns or that of the message for what it raises.
 
+    ``debug`` puts the traceback before the message, unless the user made the mistake and ``mistakes`` is false.
     With ``as_json`` stdout gets ``{"error": {"type", "message"}}`` as well, so that a machine need not read stderr.
     """
     try:
@@ -44,7 +45,7 @@ def guarded(action: Callable[[], int | None], *, debug: bool, as_json: bool) -> 
         return FAILED
     except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001 - the last line of defence
         code, kind, message = _outcome(error, debug=debug)
-        _say(message, kind, error if debug else None)
+        _say(message, kind, error if debug and (mistakes or code == FAILED) else None)
         if as_json:
             click.echo(json.dumps({"error": {"type": kind, "message": logs.redacted(message)}}))
         return code

@@ -136,6 +136,8 @@ def test_exit_codes(capsys: pytest.CaptureFixture[str], raised: BaseException, c
     assert "Traceback" not in said.err
     assert exits.guarded(action, debug=True, as_json=False) == code
     assert "Traceback" in capsys.readouterr().err
+    assert exits.guarded(action, debug=True, as_json=False, mistakes=False) == code
+    assert ("Traceback" in capsys.readouterr().err) == (code == 1)
 
 
 def test_a_signal_stops_with_a_word_on_what_is_kept() -> None:
