@@ -31,12 +31,15 @@ from schemas.pipeline import AnyJob
 CONNECT_TIMEOUT_S = 5.0
 REQUEST_TIMEOUT_S = 60.0
 JOB_FILE = "job.json"
+MAX_MESSAGE_LINES = 20
 PYTHON = "HEADWORKS_PYTHON"
 """Environment variable of the cluster: the interpreter that has Headworks, where ``python`` on its PATH has not."""
 
 _ENDED = {"SUCCEEDED", "FAILED", "STOPPED", "LOST"}
 """``LOST`` only through the service, of a job that its cluster has forgotten."""
 _MARK = "headworks_fingerprint"
+_OURS = "headworks: "
+"""How a message of ``exits`` begins; further lines of it may follow."""
 _NO_AGENT = "No available agent to submit job"
 """What Ray says where the head cannot start a job's driver, in an answer like that to a wrong request."""
 _RAY_ADDRESSES = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")
@@ -329,12 +332,15 @@ def _explained(address: str) -> Iterator[None]:
                 "after a start it may only need time; otherwise see dashboard_agent.log there. Of two Rays on one "
                 "machine the second needs `ray start --dashboard-agent-listen-port`"
             ) from error
-        raise UserError(f"the cluster at {address} refused: {_last_line(error)}") from error
+        raise UserError(f"the cluster at {address} refused: {last_words(str(error))}") from error
 
 
-def _last_line(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).replace("\\n", "\n").splitlines() if line.strip(" .")]
-    return lines[-1] if lines else type(error).__name__
+def last_words(text: str) -> str:
+    """What a message of Ray's says in the end: the last one of ours in it, whole, else its last line."""
+    lines = [line for line in text.replace("\\n", "\n").splitlines() if line.strip(" .")]
+    ours = [index for index, line in enumerate(lines) if line.startswith(_OURS)]
+    kept = lines[ours[-1] :][:MAX_MESSAGE_LINES] if ours else lines[-1:]
+    return "\n".join(kept).strip()
 
 
 def known_jobs(client: Any) -> list[ClusterJob]:
@@ -355,7 +361,7 @@ def _view(details: Any) -> ClusterJob:
         started=_time(details.start_time),
         ended=_time(details.end_time),
         fingerprint=facts[_MARK],
-        message=_last_line(RuntimeError(details.message or "")) if details.message else "",
+        message=last_words(details.message or ""),
     )
 
 

@@ -13,7 +13,7 @@ import pytest
 import yaml
 from ray_head import Head, started_head
 
-from deploy.submission import ClusterJob, job_fingerprint, next_attempt
+from deploy.submission import ClusterJob, job_fingerprint, last_words, next_attempt
 from schemas.errors import MismatchError
 from schemas.pipeline import JOB_ADAPTER
 
@@ -46,6 +46,22 @@ def test_attempts_follow_each_other_but_never_overlap() -> None:
     for wanted in (None, 2):
         with pytest.raises(MismatchError, match="running on the cluster already, as t-abc-2"):
             next_attempt([*ended, known(2, "RUNNING")], wanted)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("", ""),
+        ("Job finished successfully.", "Job finished successfully."),
+        ("Job failed, last logs:\\nloading\\nKilled", "Killed"),
+        (
+            "Job failed, last logs:\ncollect: 1 of 2\nheadworks: two fields are wrong:\n  a: x\n  b: y\nmend them\n",
+            "headworks: two fields are wrong:\n  a: x\n  b: y\nmend them",
+        ),
+    ],
+)
+def test_the_message_of_a_job_is_what_it_said_last(text: str, words: str) -> None:
+    assert last_words(text) == words
 
 
 @pytest.fixture(scope="module")
