@@ -115,7 +115,8 @@ class AssociativeNetwork(nn.Module):
     ) -> None:
         """``embeddings`` [V, D], ``keys`` and ``values`` [M, D]."""
         super().__init__()
-        self.embed = nn.Embedding.from_pretrained(embeddings)
+        num_words, width = embeddings.shape
+        self.embed = nn.Embedding(num_words, width, _weight=embeddings.clone(), _freeze=True)
         self.blocks = nn.ModuleList(AssociativeBlock(keys, values, temperatures, cosine=cosine) for _ in range(layers))
 
     def forward(self, token_ids: Tensor) -> Tensor:
