@@ -11,7 +11,10 @@ import pytest
 # The faults here, the small jobs and the failing storage of other tests; test modules have no packages, so the path
 # finds them.
 _PIPELINE = Path(__file__).parents[1] / "pipeline"
-sys.path[:0] = [str(Path(__file__).parent), *(str(_PIPELINE / name) for name in ("collection", "shuffling", "store"))]
+sys.path[:0] = [
+    str(Path(__file__).parent),
+    *(str(_PIPELINE / name) for name in ("collection", "pretraining", "shuffling", "store")),
+]
 
 
 @pytest.fixture(scope="session")

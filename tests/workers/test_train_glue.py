@@ -4,15 +4,11 @@ from __future__ import annotations
 
 import io
 import json
-import os
-import signal
-import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
-import psutil
 import pytest
+from rank_kills import kill_at, steps_logged
 from small_training import train_spec, write_store
 
 from schemas.errors import DivergenceError, JobError, MismatchError, ResourceError
@@ -35,54 +31,11 @@ def make_spec(store_url: str, tmp_path: Path) -> Callable[..., TrainSpec]:
     return lambda output="out", **fields: train_spec(store_url, str(tmp_path / output), **fields)
 
 
-def steps_logged(output: str) -> list[int]:
-    path = Path(output, "metrics.jsonl")
-    lines = path.read_text().splitlines() if path.exists() else []
-    return [json.loads(line)["step"] for line in lines if line.endswith("}")]
-
-
-def ranks() -> list[psutil.Process]:
-    """Processes of the worker group, children of the Ray that this process started."""
-    found = []
-    for process in psutil.Process().children(recursive=True):
-        try:
-            if "RayTrainWorker" in " ".join(process.cmdline()):
-                found.append(process)
-        except psutil.Error:
-            continue
-    return sorted(found, key=lambda process: process.pid)
-
-
-@pytest.fixture
-def kill_a_rank() -> Iterator[Callable[[str, int, int], threading.Thread]]:
-    """Starts a thread that kills a rank with SIGKILL, -1 the last one or -2 the one before it, once the output has
-    logged a step."""
-    threads: list[threading.Thread] = []
-
-    def kill_at(output: str, step: int, rank: int) -> threading.Thread:
-        def watch() -> None:
-            while max(steps_logged(output), default=0) < step:
-                time.sleep(0.01)
-            os.kill(ranks()[rank].pid, signal.SIGKILL)
-
-        threads.append(threading.Thread(target=watch, daemon=True))
-        threads[-1].start()
-        return threads[-1]
-
-    yield kill_at
-    for thread in threads:
-        thread.join(timeout=10)
-
-
 @pytest.mark.slow
-def test_a_killed_rank_changes_no_byte(
-    ray_cluster: object,
-    make_spec: Callable[..., TrainSpec],
-    kill_a_rank: Callable[[str, int, int], threading.Thread],
-) -> None:
+def test_a_killed_rank_changes_no_byte(ray_cluster: object, make_spec: Callable[..., TrainSpec]) -> None:
     calm, hit = make_spec("calm"), make_spec("hit")
     undisturbed = run_train(calm, progress=Progress())
-    killer = kill_a_rank(hit.output, 50, -1)
+    killer = kill_at(hit.output, 50, -1)
     shown = io.StringIO()
     disturbed = run_train(hit, progress=Progress(shown))
     assert not killer.is_alive()
@@ -103,16 +56,14 @@ def test_a_killed_rank_changes_no_byte(
 
 @pytest.mark.slow
 def test_a_killed_run_goes_on_with_another_number_of_ranks(
-    ray_cluster: object,
-    make_spec: Callable[..., TrainSpec],
-    kill_a_rank: Callable[[str, int, int], threading.Thread],
+    ray_cluster: object, make_spec: Callable[..., TrainSpec]
 ) -> None:
     calm, hit = (
         make_spec("calm", workers={"num_workers": 1}),
         make_spec("hit", workers={"max_failures": 0, "num_workers": 2}),
     )
     run_train(calm, progress=Progress())
-    killer = kill_a_rank(hit.output, 50, -2)
+    killer = kill_at(hit.output, 50, -2)
     with pytest.raises(JobError, match="max_failures is 0"):
         run_train(hit, progress=Progress())
     assert not killer.is_alive()
