@@ -20,6 +20,7 @@ def example() -> SimpleNamespace:
         return SimpleNamespace(**runpy.run_path(str(EXAMPLES / "concepts_over_training.py")))
 
 
+@pytest.mark.slow
 def test_a_model_is_compared_with_the_frequencies_of_its_text(example: SimpleNamespace, tmp_path: Path) -> None:
     """One that has learned nothing is as far from unigrams as its loss is from their entropy."""
     example.checkpoints.train(tmp_path / "checkpoints", (0, 20), batch=8)

@@ -20,6 +20,7 @@ def test_random_directions_find_nothing(example: SimpleNamespace) -> None:
     assert 0.25 < example.random_directions() < 0.32
 
 
+@pytest.mark.slow
 def test_frequent_features_are_found_soon(example: SimpleNamespace) -> None:
     """A hundred thousand rows; three seeds reached 0.92 (0.65 over all), random directions 0.28."""
     found = example.train(1.0, num_steps=400, batch_rows=256)
