@@ -93,5 +93,5 @@ def test_the_share_of_one_rank_is_measured_as_the_whole(store: Store) -> None:
 
 def test_a_shuffled_store_is_for_training_only(store: Store) -> None:
     spec = EvaluateSpec(store=store.url, dictionaries="d", output=str(Path(store.url).parent))
-    with pytest.raises(SpecError, match="evaluate on the store that it was made from"):
+    with pytest.raises(SpecError, match="use the store that it was made from"):
         require(store, [], spec)
