@@ -20,13 +20,14 @@ from workers.rank_group import SCRATCH
 from workers.run import run_job
 from workers.train_model import run_train_model
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow]
+pytestmark = pytest.mark.ray
 
 
 def weights(output: str, folder: str) -> bytes:
     return Path(output, folder, "model.safetensors").read_bytes()
 
 
+@pytest.mark.long
 def test_a_killed_rank_changes_no_byte(ray_cluster: Cluster, tmp_path: Path) -> None:
     fields = {"steps": 300, "snapshots": [0, 120, 300], "checkpoint_every_steps": 50, "workers": {"num_workers": 2}}
     calm, hit = (model_spec(str(tmp_path / name), **fields) for name in ("calm", "hit"))
@@ -48,6 +49,7 @@ def test_a_killed_rank_changes_no_byte(ray_cluster: Cluster, tmp_path: Path) -> 
         run_train_model(model_spec(calm.output, **fields | {"steps": 301}), progress=Progress())
 
 
+@pytest.mark.slow
 def test_a_pipeline_collects_the_snapshots_that_it_trained(ray_cluster: Cluster, tmp_path: Path) -> None:
     model = model_spec(f"{tmp_path}/model", snapshots=[0, 3, 30]).model_dump(mode="json") | {"name": "model"}
     collect = {
