@@ -73,3 +73,14 @@ lock: setup
 
 clean:
 	rm -rf build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+
+# Studies: each from nothing, with the result that is kept in examples/results. docs/studies.md says what they found.
+
+.PHONY: study-interpretation
+
+study-interpretation: setup
+	$(BIN)/headworks run examples/interpretation.yaml
+	$(BIN)/python examples/save_result.py interpretation --without latents -- \
+	  tokens=runs/interpretation/tokens_explain/interpretation.json:dictionaries \
+	  logits=runs/interpretation/logits_explain/interpretation.json:dictionaries \
+	  seconds=runs/interpretation/summary.json:seconds
