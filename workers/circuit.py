@@ -14,8 +14,8 @@ import ray
 from pipeline.circuits.job import Search, conclude, finished, identity, run_search, searches
 from pipeline.store.retention import noted_use
 from schemas.circuit import CircuitSpec
-from schemas.errors import HeadworksError, JobError
 from workers import board
+from workers.answers import answer_of
 from workers.progress import Progress
 
 POLL_S = 0.5
@@ -72,18 +72,8 @@ def _searched(
 
 
 def _answer(reference: Any, name: str) -> Any:
-    """The value of a task, or the error that it raised."""
-    try:
-        return ray.get(reference)
-    except ray.exceptions.RayTaskError as error:
-        if isinstance(error.cause, HeadworksError):
-            raise error.cause from None
-        raise JobError(f"{name} failed: {error}") from error
-    except ray.exceptions.RayError as error:
-        raise JobError(
-            f"a process of {name} died, and so did the one that took its place: {error}\nIt was most often killed for "
-            "its memory: lower mask.batch_pairs or task.pairs."
-        ) from error
+    advice = "It was most often killed for its memory: lower mask.batch_pairs or task.pairs."
+    return answer_of(reference, name, advice=advice)
 
 
 def _prepare(spec: dict[str, Any]) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:

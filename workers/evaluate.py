@@ -10,10 +10,10 @@ import ray
 
 from pipeline.store.joined import store_urls
 from pipeline.store.retention import noted_use
-from schemas.errors import HeadworksError, JobError
 from schemas.evaluate import EvaluateSpec
 from schemas.interpret import InterpretSpec
 from workers import board
+from workers.answers import answer_of
 from workers.progress import Progress
 
 POLL_S = 0.5
@@ -46,18 +46,10 @@ def _run_alone(
     try:
         with noted_use(store_urls(spec.store), spec.name):
             _watch(reference, notices, spec.name, progress)
-        figures: dict[str, Any] = ray.get(reference)
+        advice = f"It was most often killed for its memory: {remedy}."
+        figures: dict[str, Any] = answer_of(reference, spec.name, advice=advice)
         # It says how far it is as soon as it computes.
         figures = {**figures, "reused": not board.read(notices)}
-    except ray.exceptions.RayTaskError as error:
-        if isinstance(error.cause, HeadworksError):
-            raise error.cause from None
-        raise JobError(f"{spec.name} failed: {error}") from error
-    except ray.exceptions.RayError as error:
-        raise JobError(
-            f"the process of {spec.name} died, and so did the one that took its place: {error}\nIt was most often "
-            f"killed for its memory: {remedy}."
-        ) from error
     finally:
         ray.cancel(reference, force=True)
     return figures

@@ -17,10 +17,11 @@ from pipeline.store.objects import Objects
 from pipeline.store.unit_objects import StoredRows
 from pipeline.store.words import Floats, Words
 from pipeline.tokens.table import TokenTable
-from schemas.errors import HookPointError, JobError, MismatchError, SpecError, nearest
+from schemas.errors import HookPointError, MismatchError, SpecError, nearest
 from schemas.fields import Dtype
 from schemas.store import HookStatistics, StoreRecord
 from schemas.train import TrainSpec
+from workers.answers import answer_of
 from workers.cluster import NAMESPACE
 from workers.live_schedule import Reader
 
@@ -206,17 +207,10 @@ def asked(reference: Any) -> Any:
     """The answer of the exchange.
 
     Raises:
-        HeadworksError: that the collection failed with, or that the exchange is gone.
+        HeadworksError: that the collection failed with, or a JobError that the exchange is gone.
     """
-    try:
-        return ray.get(reference)
-    except exceptions.RayTaskError as error:
-        raise error.cause if isinstance(error.cause, Exception) else error from None
-    except exceptions.RayActorError as error:
-        raise JobError(
-            "the collection that this training is fed by has ended before it; run the pipeline again to go on from the "
-            "last checkpoint"
-        ) from error
+    advice = "It has ended before the training; run the pipeline again to go on from the last checkpoint."
+    return answer_of(reference, "the collection that feeds this training", advice=advice)
 
 
 def _came(reference: Any, stop: Event) -> bool:

@@ -9,7 +9,7 @@ import ray
 from ray import exceptions
 
 from pipeline.collection.prepare import CollectPass
-from schemas.errors import JobError
+from workers.answers import answer_of
 from workers.live_exchange import LiveFigures
 from workers.live_notes import StallNotes
 from workers.pool import POLL_INTERVAL_S
@@ -38,7 +38,7 @@ def run_live_collect(one: CollectPass, exchange: Any, num_workers: int, progress
             else:
                 task.tick()
             waits.add(figures.stalled_s / num_workers, time.perf_counter())
-        _require_success(running)
+        answer_of(running, name, advice="It hands blocks to the training; run the pipeline again.")
         figures = _figures(exchange, figures)
         task.advance(max(0, figures.rows - task.done))
     seconds = time.perf_counter() - (ready_s or started_s)
@@ -67,12 +67,3 @@ def _figures(exchange: Any, known: LiveFigures) -> LiveFigures:
         return LiveFigures(**ray.get(exchange.figures.remote(), timeout=5.0))
     except exceptions.RayError:
         return known
-
-
-def _require_success(running: Any) -> None:
-    try:
-        ray.get(running)
-    except exceptions.RayTaskError as error:
-        raise error.cause if isinstance(error.cause, Exception) else error from None
-    except exceptions.RayError as error:
-        raise JobError(f"the process that hands over blocks has ended: {error}\nRun the pipeline again.") from error

@@ -13,7 +13,7 @@ from typing import Any, TypeVar, cast
 
 import ray
 
-from schemas.errors import JobError
+from workers.answers import answer_of
 from workers.cluster import total_resources
 
 Item = TypeVar("Item")
@@ -30,8 +30,8 @@ def map_parts(function: Callable[[Item], Result], items: Iterable[Item]) -> Iter
     stops early (a token table of a few parts) has not had the whole corpus computed. Stopping cancels what still runs.
 
     Raises:
-        Exception: whatever ``function`` raised, of the first item in order for which it did.
-        JobError: a process died each time that it computed one item.
+        HeadworksError: what ``function`` raised, of the first item in order for which it did.
+        JobError: the same for any other error; or a process died each time that it computed one item.
     """
     num_cores = max(1, int(total_resources().get("CPU", 1)))
     source = iter(items)
@@ -58,14 +58,8 @@ def _call(function: Callable[[Item], Result], item: Item) -> Result:
 
 
 def _result(reference: Any) -> Any:
-    try:
-        return ray.get(reference)
-    except ray.exceptions.RayTaskError as error:
-        if isinstance(error.cause, Exception):
-            raise error.cause from None
-        raise JobError(f"a tokenising process failed: {error}") from error
-    except ray.exceptions.RayError as error:
-        raise JobError(
-            f"a tokenising process died and so did the ones that took its place: {error}\nIt was most often killed for "
-            "its memory: lower tokens.part_size or cluster.num_cpus. Finished parts are kept; run again to go on."
-        ) from error
+    advice = (
+        "It was most often killed for its memory: lower tokens.part_size or cluster.num_cpus. Finished parts are kept; "
+        "run again to go on."
+    )
+    return answer_of(reference, "the making of the token table", advice=advice)
