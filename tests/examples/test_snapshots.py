@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import runpy
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,15 +13,9 @@ import pytest
 import torch
 
 import headworks
-from pipeline.collection.prepare import prepare
-from pipeline.collection.snapshots import group_of, require_snapshots, snapshot_jobs
-from pipeline.collection.unit import UnitCollector, collect_units
 from pipeline.dictionaries.folder import load_dictionary
 from pipeline.spec_file import load_job
-from pipeline.store.group import join_group
 from pipeline.store.joined import JoinedStore
-from pipeline.store.objects import Objects
-from pipeline.tokens.table import build_table
 from pipeline.training import engine
 from pipeline.training.world import SingleWorld
 from schemas.collect import CollectSpec
@@ -45,21 +40,10 @@ def jobs_of(folder: Path, *changes: str) -> PipelineSpec:
     return PipelineSpec.model_validate_json(text)
 
 
-def collect_here(spec: CollectSpec) -> None:
-    """As ``workers.snapshots`` does, without Ray."""
-    jobs = snapshot_jobs(spec)
-    require_snapshots(spec, jobs)
-    table = build_table(spec.tokens, spec.model, url=spec.tokens.output, shard_rows=spec.storage.shard_rows)
-    join_group(Objects(spec.output), group_of(spec, jobs, table.fingerprint))
-    for job in jobs.values():
-        for one in prepare(job, table):
-            collector = UnitCollector.open(one.of)
-            list(collect_units(collector, one.units))
-            collector.writer.finish()
-
-
 @pytest.mark.slow
-def test_a_crosscoder_over_the_checkpoints_of_a_training(example: SimpleNamespace, tmp_path: Path) -> None:
+def test_a_crosscoder_over_the_checkpoints_of_a_training(
+    example: SimpleNamespace, tmp_path: Path, collect_here: Callable[[CollectSpec], None]
+) -> None:
     losses = example.train(tmp_path / "checkpoints", (0, 8, 48), batch=8)
     assert np.mean(losses[-4:]) < losses[0] - 1
     names = ["step0", "step8", "step48"]
