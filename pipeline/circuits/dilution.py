@@ -6,7 +6,7 @@ the context, so that numbers in the list dilute what it counts. A model that doe
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from random import Random
 
@@ -19,19 +19,36 @@ from pipeline.grammar.templates import Statement, Template
 from pipeline.tokens.tokenizer import Tokenizer
 from schemas.circuit import TaskSpec
 
+Inner = Callable[[list[str]], list[list[str]]]
+"""Numbers -> the lists that they stand in."""
+
+
+@dataclass(frozen=True)
+class Answers:
+    """How lists of one form are closed."""
+
+    error: float
+    """Share that is closed with the wrong number of brackets."""
+    margin: float
+    """Mean logit of the right answer less that of the wrong one."""
+    tokens: int
+    """Of the longest prompt."""
+
 
 @dataclass(frozen=True)
 class Diluted:
-    """Errors at one length of the list."""
+    """Lists of one number of numbers."""
 
     numbers: int
-    """How many numbers stand in the list, of which all but two distract."""
-    tokens: int
-    """Of the longest prompt."""
-    flat_error: float
-    """Share of lists that are closed with two brackets."""
-    nested_error: float
-    """Share of lists of lists that are closed with one: under-counted."""
+    """How many numbers stand in the list."""
+    flat: Answers
+    """Lists, to be closed with one bracket."""
+    nested: Answers
+    """Lists of two lists, to be closed with two brackets: the first has two numbers, the second all others, which
+    distract."""
+    paired: Answers
+    """Lists of lists of two numbers, the last unfinished: as many numbers, but each pair has brackets of its own, so
+    nothing is diluted. The control: what fails here as well fails because of the length, or of what was trained."""
 
 
 @torch.no_grad()
@@ -42,31 +59,46 @@ def dilution(
 
     Raises:
         SpecError: the tokenizer has no single tokens for ``]`` and ``]]``.
+        ModelError: a prompt is longer than the network's learned positions.
     """
+    spec = TaskSpec(pairs=pairs, seed=seed)
     found = []
     for count in numbers:
-        spec = TaskSpec(pairs=pairs, seed=seed)
-        batch = posed(f"bracket_counting with {count} numbers", _brackets(count), tokenizer, spec, "search")
-        batch = batch.to(network.device)
-        is_flat = network.margins(batch) > 0
-        found.append(
-            Diluted(
-                numbers=count,
-                tokens=int(batch.lengths.max()),
-                flat_error=1 - float(is_flat[::2].float().mean()),
-                nested_error=float(is_flat[1::2].float().mean()),
-            )
-        )
+        flat, nested = _answers(network, tokenizer, spec, count, _in_the_last)
+        _, paired = _answers(network, tokenizer, spec, count, _in_pairs)
+        found.append(Diluted(numbers=count, flat=flat, nested=nested, paired=paired))
     return found
 
 
-def _brackets(numbers: int) -> Template:
-    """The template of ``bracket_counting`` with a first list of two numbers and all others in the last."""
+def _answers(
+    network: MaskedNetwork, tokenizer: Tokenizer, spec: TaskSpec, count: int, inner: Inner
+) -> tuple[Answers, Answers]:
+    """To flat lists, and to lists of lists."""
+    batch = posed(f"bracket_counting with {count} numbers", _brackets(count, inner), tokenizer, spec, "search")
+    batch = batch.to(network.device)
+    towards_right = network.margins(batch) * batch.signs
+    flat, nested = (
+        Answers(error=float((margins <= 0).float().mean()), margin=float(margins.mean()), tokens=int(lengths.max()))
+        for margins, lengths in ((towards_right[form::2], batch.lengths[form::2]) for form in (0, 1))
+    )
+    return flat, nested
+
+
+def _brackets(numbers: int, inner: Inner) -> Template:
+    """The template of ``bracket_counting`` with more numbers."""
 
     def form(rng: Random, second: bool) -> Statement:
         name, digits = rng.choice(VARIABLES), [digit(rng) for _ in range(numbers)]
         if second:
-            return Statement(f"{name} = [[{', '.join(digits[:2])}], [{', '.join(digits[2:])}", "]]", "\n")
+            return Statement(f"{name} = [[{'], ['.join(map(', '.join, inner(digits)))}", "]]", "\n")
         return Statement(f"{name} = [{', '.join(digits)}", "]", "\n")
 
     return form
+
+
+def _in_the_last(digits: list[str]) -> list[list[str]]:
+    return [digits[:2], digits[2:]]
+
+
+def _in_pairs(digits: list[str]) -> list[list[str]]:
+    return [digits[first : first + 2] for first in range(0, len(digits), 2)]
