@@ -20,16 +20,11 @@ import torch
 
 from pipeline.analysis import trajectories
 from pipeline.analysis.exclusive import latent_scaling
-from pipeline.dictionaries import initialise
 from pipeline.dictionaries.dictionary import Dictionary
 from pipeline.synthetic import PlantedDifference
-from pipeline.training.kernels import choose
-from pipeline.training.schedule import learning_rate_factor
-from pipeline.training.trainer import DictionaryTrainer
-from pipeline.training.world import SingleWorld
+from pipeline.synthetic_training import train_on_samples
 from schemas.activation import ActivationSpec, BatchTopK, ReluL1
 from schemas.dictionary import DictionarySpec
-from schemas.train import Schedule
 
 NUM_LATENTS = 96
 ACTIVATIONS: dict[str, ActivationSpec] = {
@@ -90,16 +85,7 @@ def train(
         }
     )
     # No scaling, so that shares of norms can be compared with the planted ones.
-    dictionary = Dictionary(spec, widths, widths, dict.fromkeys(points, 1.0))
-    initialise.fill(dictionary, {point: torch.zeros(width) for point, width in widths.items()})
-    kernels = choose(torch.device("cpu"), torch.float32, torch.get_num_threads())
-    trainer = DictionaryTrainer(dictionary, kernels, max_gradient_norm=1.0)
-    world = SingleWorld()
-    for step in range(num_steps):
-        factor = learning_rate_factor(Schedule(warmup_fraction=0.0), step, num_steps)
-        acts = data.sample(batch_rows)
-        trainer.step(acts, num_rows=batch_rows, factor=factor, progress=step / num_steps, world=world)
-    return dictionary
+    return train_on_samples(spec, data.sample, widths, num_steps=num_steps, batch_rows=batch_rows)
 
 
 @torch.no_grad()

@@ -17,16 +17,11 @@ from dataclasses import dataclass
 import torch
 
 from pipeline.analysis import trajectories
-from pipeline.dictionaries import initialise
 from pipeline.dictionaries.dictionary import Dictionary
 from pipeline.synthetic import PlantedOnsets
-from pipeline.training.kernels import choose
-from pipeline.training.schedule import learning_rate_factor
-from pipeline.training.trainer import DictionaryTrainer
-from pipeline.training.world import SingleWorld
+from pipeline.synthetic_training import train_on_samples
 from schemas.activation import ReluL1
 from schemas.dictionary import DictionarySpec
-from schemas.train import Schedule
 
 NUM_LATENTS = 96
 
@@ -64,16 +59,7 @@ def train(data: PlantedOnsets, *, num_steps: int = 5000, batch_rows: int = 512, 
     )
     widths = dict.fromkeys(data.names, width)
     # No scaling: a snapshot without features yet must not be blown up to the size of a full one.
-    dictionary = Dictionary(spec, widths, widths, dict.fromkeys(data.names, 1.0))
-    initialise.fill(dictionary, {name: torch.zeros(width) for name in data.names})
-    kernels = choose(torch.device("cpu"), torch.float32, torch.get_num_threads())
-    trainer = DictionaryTrainer(dictionary, kernels, max_gradient_norm=1.0)
-    world = SingleWorld()
-    for step in range(num_steps):
-        factor = learning_rate_factor(Schedule(warmup_fraction=0.0), step, num_steps)
-        progress = step / num_steps
-        trainer.step(data.sample(batch_rows), num_rows=batch_rows, factor=factor, progress=progress, world=world)
-    return dictionary
+    return train_on_samples(spec, data.sample, widths, num_steps=num_steps, batch_rows=batch_rows)
 
 
 @torch.no_grad()

@@ -17,17 +17,12 @@ from dataclasses import dataclass
 
 import torch
 
-from pipeline.dictionaries import initialise
 from pipeline.dictionaries.dictionary import Dictionary
 from pipeline.dictionaries.similarity import max_cosines
 from pipeline.synthetic import Superposition
-from pipeline.training.kernels import choose
-from pipeline.training.schedule import learning_rate_factor
-from pipeline.training.trainer import DictionaryTrainer
-from pipeline.training.world import SingleWorld
+from pipeline.synthetic_training import train_on_samples
 from schemas.activation import ReluL1
 from schemas.dictionary import DictionarySpec
-from schemas.train import Schedule
 
 POINT = "rows"
 WIDTH, NUM_LATENTS = 128, 1024
@@ -62,19 +57,10 @@ def train(l1_coefficient: float, *, num_steps: int = 1500, batch_rows: int = 512
         learning_rate=2e-3,
         seed=seed,
     )
-    dictionary = Dictionary(spec, {POINT: WIDTH}, {POINT: WIDTH}, {POINT: scale})
-    initialise.fill(dictionary, {POINT: torch.zeros(WIDTH)})
-    kernels = choose(torch.device("cpu"), torch.float32, torch.get_num_threads())
-    trainer = DictionaryTrainer(dictionary, kernels, max_gradient_norm=1.0)
-    world = SingleWorld()
-    for step in range(num_steps):
-        trainer.step(
-            {POINT: data.sample(batch_rows)},
-            num_rows=batch_rows,
-            factor=learning_rate_factor(Schedule(warmup_fraction=0.0), step, num_steps),
-            progress=step / num_steps,
-            world=world,
-        )
+    dictionary = train_on_samples(
+        spec, lambda num_rows: {POINT: data.sample(num_rows)}, {POINT: WIDTH}, num_steps=num_steps,
+        batch_rows=batch_rows, scales={POINT: scale},
+    )  # fmt: skip
     return examine(dictionary, data)
 
 

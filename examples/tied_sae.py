@@ -23,17 +23,12 @@ from dataclasses import dataclass
 
 import torch
 
-from pipeline.dictionaries import initialise
 from pipeline.dictionaries.dictionary import Dictionary
 from pipeline.dictionaries.similarity import mmcs
 from pipeline.synthetic import Superposition
-from pipeline.training.kernels import choose
-from pipeline.training.schedule import learning_rate_factor
-from pipeline.training.trainer import DictionaryTrainer
-from pipeline.training.world import SingleWorld
+from pipeline.synthetic_training import train_on_samples
 from schemas.activation import ReluL1
 from schemas.dictionary import DictionarySpec
-from schemas.train import Schedule
 
 POINT = "rows"
 WIDTH, NUM_FEATURES = 64, 256
@@ -61,19 +56,10 @@ def train(alpha: float, num_latents: int, *, num_steps: int = 1000, batch_rows: 
         name="tied", sources=[POINT], num_latents=num_latents, activation=ReluL1(l1_coefficient=alpha), tied=True,
         learning_rate=2e-3, seed=seed,
     )  # fmt: skip
-    dictionary = Dictionary(spec, {POINT: WIDTH}, {POINT: WIDTH}, {POINT: scale})
-    initialise.fill(dictionary, {POINT: torch.zeros(WIDTH)})
-    kernels = choose(torch.device("cpu"), torch.float32, torch.get_num_threads())
-    trainer, world = DictionaryTrainer(dictionary, kernels, max_gradient_norm=1.0), SingleWorld()
-    for step in range(num_steps):
-        trainer.step(
-            {POINT: data.sample(batch_rows)},
-            num_rows=batch_rows,
-            factor=learning_rate_factor(Schedule(warmup_fraction=0.0), step, num_steps),
-            progress=step / num_steps,
-            world=world,
-        )
-    return dictionary
+    return train_on_samples(
+        spec, lambda num_rows: {POINT: data.sample(num_rows)}, {POINT: WIDTH}, num_steps=num_steps,
+        batch_rows=batch_rows, scales={POINT: scale},
+    )  # fmt: skip
 
 
 @torch.no_grad()
