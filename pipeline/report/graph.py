@@ -21,6 +21,14 @@ _TITLES = {
 }  # fmt: skip
 _READS, _WRITES = ("attn_in", "mlp_in"), ("attn_out", "mlp_out")
 
+_STYLE = (
+    "path { fill: none } .plus { stroke: #0b57d0 } .minus { stroke: #c2410c; stroke-dasharray: 5 3 } "
+    ".stream { stroke: #c9c5bb; stroke-dasharray: 1 4; stroke-width: 1.6; stroke-linecap: round } "
+    ".node rect { fill: #ffffff; stroke: #c9c5bb } text { fill: #1c1e21; font: 10px sans-serif } "
+    ".column { font-weight: 600 }"
+)
+"""Of a drawing by itself; on a page its style sheet has the same, and a dark one."""
+
 Key = tuple[str, int]
 """``node`` and its number, or ``from`` or ``to`` and the id of a token."""
 
@@ -55,6 +63,13 @@ def circuit_chart(circuit: Mapping[str, Any], *, title: str) -> tuple[Markup, st
         '<svg class="chart graph" viewBox="0 0 {width} {height}" role="img" aria-label="{title}">{marks}</svg>'
     ).format(width=_LEFT * 2 + _COLUMN * (len(columns) - 1), height=height, title=title, marks=Markup("").join(marks))
     return drawing, _note(circuit, nodes, edges, shown, places)
+
+
+def circuit_picture(circuit: Mapping[str, Any], *, title: str) -> str:
+    """The same drawing as a file of its own, an SVG on white that needs no style sheet; the same bytes each time."""
+    drawing, _ = circuit_chart(circuit, title=title)
+    opened, _, rest = drawing.partition(">")
+    return f'{opened} xmlns="http://www.w3.org/2000/svg"><style>svg {{ background: #ffffff }} {_STYLE}</style>{rest}'
 
 
 def _edges(circuit: Mapping[str, Any]) -> list[_Edge]:

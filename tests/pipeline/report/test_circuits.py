@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from typing import Any
+from xml.etree import ElementTree
 
 from pipeline.circuits.job import DEFINITIONS, summary_of
 from pipeline.report.circuits import render_circuits
-from pipeline.report.graph import MOST_EDGES, MOST_TOKENS, circuit_chart
+from pipeline.report.graph import MOST_EDGES, MOST_TOKENS, circuit_chart, circuit_picture
 
 NODES = [
     {"node": 3, "layer": 0, "location": "mlp_in", "channel": 3, "head": None},
@@ -37,6 +38,17 @@ def test_every_node_weight_and_shared_channel_is_drawn() -> None:
     assert "layer 1, attn_k, channel 5, head 1" in drawing
     assert "<script>" not in drawing
     assert note == ""
+
+
+def test_a_drawing_is_a_picture_by_itself() -> None:
+    picture = circuit_picture(CIRCUIT, title="a <circuit>")
+    root = ElementTree.fromstring(picture)
+    assert root.tag == "{http://www.w3.org/2000/svg}svg"
+    assert root.get("aria-label") == "a <circuit>"
+    assert "var(" not in picture
+    # Nodes and tokens, each with a box of its own.
+    assert len(root.findall(".//{http://www.w3.org/2000/svg}rect")) == len(NODES) + 1
+    assert picture == circuit_picture(CIRCUIT, title="a <circuit>")
 
 
 def test_of_large_circuits_the_strongest_part_is_drawn() -> None:
