@@ -8,7 +8,7 @@ from typing import TypeVar
 
 from schemas.collect import CollectSpec
 from schemas.fields import Spec
-from schemas.reach import put, reached
+from schemas.reach import Steps, put, reached
 from schemas.snapshots import SnapshotSpec
 from schemas.train_model import MODEL, SNAPSHOTS, TOKENIZER, TrainModelSpec
 
@@ -33,7 +33,7 @@ def with_models(job: AnySpec, trainings: Mapping[str, TrainModelSpec]) -> AnySpe
     """The same job with folders in place of references; ``trainings`` by name.
 
     Raises:
-        ValueError: ``snapshot_steps`` has a step at which the training keeps nothing.
+        ValueError: a snapshot is asked for after a step at which the training keeps nothing.
     """
     if not any(model_references(job)):
         return job
@@ -41,7 +41,9 @@ def with_models(job: AnySpec, trainings: Mapping[str, TrainModelSpec]) -> AnySpe
     for each in reached(job):
         match = REFERENCE.match(each.value) if each.what in _FOLDERS else None
         if match:
-            put(facts, each.steps, f"{_output(trainings[match[1]])}/{_FOLDERS[each.what]}")
+            training, step = trainings[match[1]], _step_of(job, each.steps)
+            folder = _FOLDERS[each.what] if step is None else _snapshot_folder(training, step, field=each.field)
+            put(facts, each.steps, f"{_output(training)}/{folder}")
     if isinstance(job, CollectSpec) and job.snapshots_of:
         found = snapshots_of(trainings[job.snapshots_of[2:-1]], job.snapshot_steps)
         facts |= {"snapshots": {name: one.model_dump(mode="json") for name, one in found.items()}}
@@ -56,16 +58,29 @@ def snapshots_of(training: TrainModelSpec, steps: list[int]) -> dict[str, Snapsh
         ValueError: a step at which the training keeps nothing.
     """
     kept = training.snapshot_steps
-    if unknown := [step for step in steps if step not in kept]:
+    folders = {step: _snapshot_folder(training, step, field="snapshot_steps") for step in steps or kept}
+    return {
+        f"step{step}": SnapshotSpec(path=f"{_output(training)}/{folders[step]}", step=step)
+        for step in kept
+        if step in folders
+    }
+
+
+def _step_of(job: Spec, steps: Steps) -> int | None:
+    """The step that a snapshot gives beside its path, at ``steps``; None of every other field."""
+    if isinstance(job, CollectSpec) and steps[0] == "snapshots" and steps[-1] == "path":
+        return job.snapshots[str(steps[1])].step
+    return None
+
+
+def _snapshot_folder(training: TrainModelSpec, step: int, *, field: str) -> str:
+    kept = training.snapshot_steps
+    if step not in kept:
         raise ValueError(
-            f"snapshot_steps has {unknown[0]}, but {training.name} keeps no snapshot after that step (it does after "
+            f"{field} has step {step}, but {training.name} keeps no snapshot after that step (it does after "
             f"{', '.join(map(str, kept))})"
         )
-    return {
-        f"step{step}": SnapshotSpec(path=f"{_output(training)}/{SNAPSHOTS}/step{step}", step=step)
-        for step in kept
-        if not steps or step in steps
-    }
+    return f"{SNAPSHOTS}/step{step}"
 
 
 def _output(training: TrainModelSpec) -> str:

@@ -13,7 +13,7 @@ from schemas.errors import nearest
 from schemas.evaluate import EvaluateSpec
 from schemas.fields import ByteSize, Name, OutputUrl, Spec
 from schemas.interpret import InterpretSpec
-from schemas.model_references import REFERENCE, model_references, snapshots_of, with_models
+from schemas.model_references import REFERENCE, model_references, with_models
 from schemas.shuffle import ShuffleSpec
 from schemas.train import TrainSpec
 from schemas.train_model import TrainModelSpec
@@ -65,10 +65,8 @@ class PipelineSpec(Spec):
                         f"jobs[{index}] ({job.name}): {field} refers to {value!r}, a group with a store for each "
                         f"snapshot; {reason}"
                     )
-            if isinstance(job, CollectSpec) and job.snapshots_of:
-                training = next(each for each in self.jobs if each.name == job.snapshots_of[2:-1])
-                assert isinstance(training, TrainModelSpec), "checked above"
-                snapshots_of(training, job.snapshot_steps)
+            if isinstance(job, CollectSpec):
+                with_models(job, self._trainings())  # refuses snapshots that are not kept
             if job.name in seen:
                 raise ValueError(f"jobs[{index}]: the name {job.name!r} is taken by an earlier job")
             seen[job.name] = job.kind
@@ -77,7 +75,7 @@ class PipelineSpec(Spec):
     def resolved(self) -> list[Single]:
         """The jobs with every ``${NAME}`` replaced by that job's output."""
         outputs: dict[str, str] = {}
-        trainings = {job.name: job for job in self.jobs if isinstance(job, TrainModelSpec)}
+        trainings = self._trainings()
         jobs: list[Single] = []
         for job in self.jobs:
             updates: dict[str, Any] = {}
@@ -90,6 +88,9 @@ class PipelineSpec(Spec):
             jobs.append(with_models(job.model_copy(update=updates), trainings))
             outputs[job.name] = job.output
         return jobs
+
+    def _trainings(self) -> dict[str, TrainModelSpec]:
+        return {job.name: job for job in self.jobs if isinstance(job, TrainModelSpec)}
 
 
 def _sources(job: Single) -> dict[str, tuple[str, ...]]:

@@ -20,7 +20,8 @@ class SnapshotSpec(Spec):
     """What one snapshot has that the job's ``model`` has not: every field given here goes before that of ``model``."""
 
     path: ModelPath | None = None
-    """As in ``model``."""
+    """As in ``model``; ``${NAME}`` of a train_model job with a ``step`` is the snapshot that it keeps after that
+    step."""
     revision: Revision | None = None
     """As in ``model``."""
     dtype: Literal["bfloat16", "float16", "float32", "native"] | None = None

@@ -50,6 +50,16 @@ def test_some_of_them_can_be_chosen() -> None:
     assert list(found.snapshots) == ["step0", "step100"]
 
 
+def test_a_step_beside_a_reference_is_that_snapshot() -> None:
+    snapshots = {"trained": {"path": "${pretrain}"}, "untrained": {"path": "${pretrain}", "step": 0}}
+    found = resolved(TRAINING, COLLECT | {"snapshots": snapshots})
+    assert {name: one.path for name, one in found.snapshots.items()} == {
+        "trained": "runs/pretrain/model",
+        "untrained": "runs/pretrain/snapshots/step0",
+    }
+    assert found.model.path == "runs/pretrain/model"
+
+
 @pytest.mark.parametrize(
     ("jobs", "said"),
     [
@@ -59,6 +69,10 @@ def test_some_of_them_can_be_chosen() -> None:
         (
             [TRAINING, COLLECT | {"snapshots": "${pretrain}", "snapshot_steps": [9]}],
             "keeps no snapshot after",
+        ),
+        (
+            [TRAINING, COLLECT | {"snapshots": {"a": {"path": "${pretrain}", "step": 9}}}],
+            r"snapshots\.a\.path has step 9, but pretrain keeps no snapshot",
         ),
         ([TRAINING, COLLECT | {"snapshot_steps": [8]}], "snapshots_of, which is not given"),
         ([TRAINING, COLLECT | {"snapshots": "${pretrain}", "snapshot_folders": "a/*"}], "not both"),
