@@ -214,6 +214,22 @@ class JumpRelu(ActivationSpec):
     """Width of the window around the threshold in which pre-activations move it. The paper: 0.001, rows of norm 1."""
     pre_activation_coefficient: NonNegativeFloat = 3e-6
     """Weight of sum_i max(0, threshold_i - pre_i) n_i, which revives dead latents; 0: none."""
+    gate: Literal["shared", "per_target"] = "shared"
+    """Of several targets. ``shared``: a latent is on at all of them or at none, as in the formula of Ge et al. 2025
+    (arXiv 2509.17196). ``per_target``: at target t it is on where pre_i n_i^t is above a threshold of its own, as in
+    their code, so that it can be on at one snapshot and off at another; with ``tanh`` or ``tanh_quad`` and the norms of
+    each target only. They move thresholds at 0.1 of the learning rate, with a bandwidth of 4."""
+
+    @model_validator(mode="after")
+    def _gates_count_targets(self) -> Self:
+        if self.gate == "shared":
+            return self
+        if isinstance(self.penalty, L0) or self.penalty.decoder_norms != "per_target":
+            raise ValueError(
+                "gate: per_target needs a penalty of kind tanh or tanh_quad with decoder_norms: per_target: what is on "
+                "differs between targets, so the penalty has to go through them one by one"
+            )
+        return self
 
     @property
     def has_unit_decoder(self) -> bool:
@@ -223,7 +239,8 @@ class JumpRelu(ActivationSpec):
     @property
     def label(self) -> str:
         """For people."""
-        return f"JumpReLU, {self.penalty.kind} x {self.penalty.coefficient:g}"
+        gate = "" if self.gate == "shared" else ", a gate for each target"
+        return f"JumpReLU, {self.penalty.kind} x {self.penalty.coefficient:g}{gate}"
 
 
 class Gated(ActivationSpec):

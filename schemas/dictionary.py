@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
-from schemas.activation import Activation, MatryoshkaBatchTopK, ReluL1UnitNorm, TopK
+from schemas.activation import Activation, JumpRelu, MatryoshkaBatchTopK, ReluL1UnitNorm, TopK
 from schemas.end_to_end import EndToEnd
 from schemas.fields import Name, SourcePoint, Spec
 from schemas.optimiser import Adam, Optimiser
@@ -91,8 +91,18 @@ class DictionarySpec(Spec):
                 "set activation.resample_at: []"
             )
         self._require_groups()
+        self._require_gates()
         self._require_one_target()
         return self
+
+    def _require_gates(self) -> None:
+        if not isinstance(self.activation, JumpRelu) or self.activation.gate == "shared":
+            return
+        if self.groups != "one" or len(self.target_points) < 2:
+            raise ValueError(
+                "activation.gate: per_target is for dictionaries of two targets or more with groups: one; this one has "
+                f"{len(self.target_points)}: {self.target_points}" + (", and groups" if self.groups != "one" else "")
+            )
 
     def _require_one_target(self) -> None:
         if self.end_to_end is None:

@@ -24,6 +24,7 @@ from dataclasses import dataclass
 import torch
 
 from pipeline.analysis.trajectories import NO_NORM, decoder_parts
+from pipeline.dictionaries.activations.target_gates import TargetGates
 from pipeline.dictionaries.dictionary import Dictionary
 from schemas.errors import HookPointError, SpecError, nearest
 
@@ -54,8 +55,13 @@ def latent_scaling(
 
     Raises:
         HookPointError: ``own`` or ``other`` is no target.
-        SpecError: the widths of the two targets differ.
+        SpecError: the widths of the two targets differ, or each target has a gate of its own.
     """
+    if isinstance(dictionary.activation, TargetGates):
+        raise SpecError(
+            f"latent scaling compares what one code writes at two targets; dictionary {dictionary.spec.name!r} has a "
+            "gate for each, and so two codes: train it with activation.gate: shared"
+        )
     parts = decoder_parts(dictionary)
     for target in (own, other):
         if target not in parts:

@@ -15,6 +15,7 @@ between raw activations and that space.
     skip [T, S]                                            where asked for
     activation.threshold []                                BatchTopK, Matryoshka BatchTopK: above it a latent is on
     activation.log_threshold [F]                           JumpReLU: the logarithm of each latent's threshold
+                             [F, targets]                  with a gate for each target, see ``target_gates``
     activation.r_mag [F], activation.b_mag [F]             Gated: magnitude = exp(r_mag) * (pre - b_enc) + b_mag
 
 Letters: B rows, F latents, K active latents, S and T the summed widths of all sources and of all targets.
@@ -30,6 +31,7 @@ from torch import nn
 
 from pipeline.dictionaries import blocks
 from pipeline.dictionaries.activations.function import ActivationFunction, activation_function
+from pipeline.dictionaries.activations.target_gates import TargetGates
 from pipeline.dictionaries.codes import SparseCodes
 from schemas.dictionary import DictionaryRecord, DictionarySpec
 from schemas.errors import HookPointError, SpecError, nearest
@@ -89,7 +91,9 @@ class Dictionary(nn.Module):
         self.decoder = decoder
         self.b_dec = zeros(width_target)
         self.skip = zeros(width_target, width_source) if spec.skip else None
-        self.activation = activation_function(spec.activation, self.num_latents, device=device, dtype=dtype)
+        self.activation = activation_function(
+            spec.activation, self.num_latents, len(d_target), device=device, dtype=dtype
+        )
 
     @property
     def num_latents(self) -> int:
@@ -140,7 +144,10 @@ class Dictionary(nn.Module):
 
     def encode(self, x_BS: torch.Tensor) -> SparseCodes | torch.Tensor:
         """Scaled x -> codes, none negative: ``SparseCodes`` of a TopK dictionary, a dense [B, F] of the others."""
-        return cast(ActivationFunction, self.activation).encode(self.pre_activations(x_BS), self.b_enc)
+        pre_BF = self.pre_activations(x_BS)
+        if isinstance(self.activation, TargetGates):
+            return self.activation.encode(pre_BF, self.decoder_norms())
+        return cast(ActivationFunction, self.activation).encode(pre_BF, self.b_enc)
 
     def codes_dense(self, x_BS: torch.Tensor) -> torch.Tensor:
         """Scaled x -> codes [B, F]."""
@@ -153,16 +160,31 @@ class Dictionary(nn.Module):
         Raises:
             SpecError: the dictionary has a skip and ``x_BS`` is not given.
         """
-        if isinstance(codes, SparseCodes):
-            y_BT = nn.functional.embedding_bag(codes.indices, self.decoder, per_sample_weights=codes.values, mode="sum")
-        else:
-            y_BT = blocks.decode(self.operand(codes), self.operand(self.decoder), self.blocks).to(codes.dtype)
-        y_BT = y_BT + self.b_dec
+        y_BT = self.written(codes) + self.b_dec
         if self.skip is None:
             return y_BT
         if x_BS is None:
             raise SpecError(f"dictionary {self.spec.name!r} has a skip: decode needs the sources too, pass x_BS")
         return y_BT + x_BS @ self.skip.T
+
+    def written(self, codes: SparseCodes | torch.Tensor) -> torch.Tensor:
+        """What the latents held here add to y^, [B, T]; differentiable. With a gate for each target, codes may also be
+        those of each of the H targets, [H, B, F]."""
+        if isinstance(self.activation, TargetGates):
+            return self._written_by_target(self.activation, codes)
+        if isinstance(codes, SparseCodes):
+            return nn.functional.embedding_bag(codes.indices, self.decoder, per_sample_weights=codes.values, mode="sum")
+        return blocks.decode(self.operand(codes), self.operand(self.decoder), self.blocks).to(codes.dtype)
+
+    def _written_by_target(self, gates: TargetGates, codes: SparseCodes | torch.Tensor) -> torch.Tensor:
+        if isinstance(codes, SparseCodes):
+            codes = codes.dense(self.num_latents)
+        of_targets = codes.unbind(0) if codes.ndim == 3 else gates.opened(codes, self.decoder_norms())
+        parts = torch.split(self.decoder, list(self.d_target.values()), dim=1)
+        products = [
+            self.operand(codes_BF) @ self.operand(part_FD) for codes_BF, part_FD in zip(of_targets, parts, strict=True)
+        ]
+        return torch.cat(products, dim=1).to(codes.dtype)
 
     def decoder_norms(self) -> torch.Tensor:
         """Norm of each latent's decoder row at each target, [F, number of targets]."""

@@ -4,7 +4,7 @@
 
 What is particular to a kind (codes, penalty, auxiliary) is its ``Terms``, one file each.
 
-Letters: B rows, F latents, S and T widths of sources and targets.
+Letters: B rows, F latents, H targets, S and T their summed widths, of sources and of targets.
 """
 
 from __future__ import annotations
@@ -32,12 +32,10 @@ class Terms(Protocol):
         ...
 
     def codes(self, pre_BF: torch.Tensor) -> torch.Tensor:
-        """[B, F], differentiable."""
+        """[B, F], or of each target [H, B, F]; differentiable."""
         ...
 
-    def penalty(
-        self, pre_BF: torch.Tensor, codes_BF: torch.Tensor, totals: BatchTotals, facts: StepFacts
-    ) -> torch.Tensor:
+    def penalty(self, pre_BF: torch.Tensor, codes: torch.Tensor, totals: BatchTotals, facts: StepFacts) -> torch.Tensor:
         """Sparsity of each row with its coefficient, [B], differentiable."""
         ...
 
@@ -87,10 +85,10 @@ class DenseObjective:
         """See ``objective.Objective``."""
         del block
         pre_BF = self._dictionary.pre_activations(x_BS)
-        codes_BF = self._terms.codes(pre_BF)
-        decoded_BT = shards.decode(self._dictionary, codes_BF, x_BS, facts.world.latents)
+        codes = self._terms.codes(pre_BF)
+        decoded_BT = shards.decode(self._dictionary, codes, x_BS, facts.world.latents)
         error_B = (decoded_BT - y_BT).square().sum(1)
-        penalty_B = self._terms.penalty(pre_BF, codes_BF, totals, facts)
+        penalty_B = self._terms.penalty(pre_BF, codes, totals, facts)
         loss_B = facts.error_weight * error_B + penalty_B
         auxiliary_B = self._terms.auxiliary(pre_BF, x_BS, y_BT, facts)
         if auxiliary_B is not None:
@@ -102,7 +100,9 @@ class DenseObjective:
         self._row_losses.append(loss_B.detach())
         totals.error += facts.once * error_B.detach().sum(dtype=torch.float64)
         totals.penalty += penalty_B.detach().sum(dtype=torch.float64)
-        active_BF = codes_BF.detach() > 0
+        active_BF = codes.detach() > 0
+        if active_BF.ndim == 3:
+            active_BF = active_BF.any(0)
         totals.num_active += active_BF.sum()
         totals.fired += active_BF.sum(0)
 

@@ -8,6 +8,7 @@ from pipeline.dictionaries.dictionary import Dictionary
 from pipeline.training.batch_topk import BatchTopKObjective
 from pipeline.training.dense import DenseObjective, Terms
 from pipeline.training.gated import GatedTerms
+from pipeline.training.gated_targets import GatedTargetsTerms
 from pipeline.training.jumprelu import JumpReluTerms
 from pipeline.training.kernels import Kernels
 from pipeline.training.objective import Objective
@@ -43,6 +44,8 @@ def objective_of(dictionary: Dictionary, kernels: Kernels) -> Objective:
 def _terms(dictionary: Dictionary) -> Terms:
     activation = dictionary.spec.activation
     assert not isinstance(activation, TopK | BatchTopK | MatryoshkaBatchTopK)
+    if isinstance(activation, JumpRelu) and activation.gate == "per_target":
+        return GatedTargetsTerms(dictionary, activation)
     if isinstance(activation, JumpRelu):
         return JumpReluTerms(dictionary, activation)
     if isinstance(activation, Gated):

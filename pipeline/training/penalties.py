@@ -1,5 +1,7 @@
 """Sparsity penalties of codes, weighted by decoder norms; see ``schemas.penalty`` for what each is.
 
+Codes are [B, F], or [N, B, F]: those of each target, where they differ (``target_gates``).
+
 Letters: B rows, F latents, N norms of a latent (one for each target, or one).
 """
 
@@ -20,10 +22,10 @@ class Penalty(Protocol):
     """A function of dense codes."""
 
     def prepare(self, codes: Iterator[torch.Tensor], facts: StepFacts) -> None:
-        """See ``dense.Terms``, but with codes [B, F]."""
+        """See ``dense.Terms``, but with codes."""
         ...
 
-    def of_rows(self, codes_BF: torch.Tensor, facts: StepFacts) -> torch.Tensor:
+    def of_rows(self, codes: torch.Tensor, facts: StepFacts) -> torch.Tensor:
         """[B] with its coefficient, differentiable."""
         ...
 
@@ -46,10 +48,10 @@ class TanhPenalty:
     def prepare(self, codes: Iterator[torch.Tensor], facts: StepFacts) -> None:
         """A row's penalty depends on the row alone."""
 
-    def of_rows(self, codes_BF: torch.Tensor, facts: StepFacts) -> torch.Tensor:
+    def of_rows(self, codes: torch.Tensor, facts: StepFacts) -> torch.Tensor:
         """See ``Penalty``."""
         weight = self._spec.coefficient * ramp(self._spec.warmup_fraction, facts.progress)
-        return weight * _tanh(codes_BF, norms(self._dictionary, self._spec.decoder_norms), self._spec.scale).sum(1)
+        return weight * _tanh(codes, norms(self._dictionary, self._spec.decoder_norms), self._spec.scale).sum(1)
 
 
 class TanhQuadPenalty:
@@ -68,15 +70,15 @@ class TanhQuadPenalty:
         """Find p."""
         norms_FN = norms(self._dictionary, self._spec.decoder_norms)
         self._mean_F.zero_()
-        for codes_BF in codes:
-            self._mean_F += _tanh(codes_BF, norms_FN, self._spec.scale).sum(0, dtype=torch.float64)
+        for part in codes:
+            self._mean_F += _tanh(part, norms_FN, self._spec.scale).sum(0, dtype=torch.float64)
         facts.world.rows.all_reduce_sum(self._mean_F)
         self._mean_F /= facts.num_rows * norms_FN.shape[1]
 
-    def of_rows(self, codes_BF: torch.Tensor, facts: StepFacts) -> torch.Tensor:
+    def of_rows(self, codes: torch.Tensor, facts: StepFacts) -> torch.Tensor:
         """See ``Penalty``."""
         weight = self._spec.coefficient * ramp(self._spec.warmup_fraction, facts.progress)
-        on_BF = _tanh(codes_BF, norms(self._dictionary, self._spec.decoder_norms), self._spec.scale)
+        on_BF = _tanh(codes, norms(self._dictionary, self._spec.decoder_norms), self._spec.scale)
         share_F = (self._mean_F / self._spec.frequency).to(on_BF.dtype)
         value_B = on_BF.detach() @ (1 + share_F)
         slope_B = on_BF @ (1 + 2 * share_F)
@@ -88,7 +90,9 @@ def penalty_of(dictionary: Dictionary, spec: Tanh | TanhQuad) -> Penalty:
     return TanhQuadPenalty(dictionary, spec) if isinstance(spec, TanhQuad) else TanhPenalty(dictionary, spec)
 
 
-def _tanh(codes_BF: torch.Tensor, norms_FN: torch.Tensor, scale: float) -> torch.Tensor:
+def _tanh(codes: torch.Tensor, norms_FN: torch.Tensor, scale: float) -> torch.Tensor:
     """sum over the norms of tanh(c f n), [B, F]."""
-    parts = [torch.tanh(scale * codes_BF * norms_F) for norms_F in norms_FN.unbind(1)]
+    of_norms = codes.unbind(0) if codes.ndim == 3 else [codes] * norms_FN.shape[1]
+    pairs = zip(of_norms, norms_FN.unbind(1), strict=True)
+    parts = [torch.tanh(scale * codes_BF * norms_F) for codes_BF, norms_F in pairs]
     return parts[0] if len(parts) == 1 else torch.stack(parts).sum(0)

@@ -13,7 +13,6 @@ from typing import Any, cast
 
 import torch
 
-from pipeline.dictionaries import blocks
 from pipeline.dictionaries.dictionary import Dictionary
 from pipeline.training.world import World
 
@@ -24,17 +23,16 @@ def latents_of(num_latents: int, latents: World, shard: int | None = None) -> ra
     return range(num_latents * shard // latents.size, num_latents * (shard + 1) // latents.size)
 
 
-def decode(dictionary: Dictionary, codes_BF: torch.Tensor, x_BS: torch.Tensor, latents: World) -> torch.Tensor:
+def decode(dictionary: Dictionary, codes: torch.Tensor, x_BS: torch.Tensor, latents: World) -> torch.Tensor:
     """``dictionary.decode`` over the codes of all ranks, equal on all of them; differentiable in this rank's weights.
 
     b_dec and skip take part, and get a gradient, on the first rank.
     """
     if latents.size == 1:
-        return dictionary.decode(codes_BF, x_BS)
+        return dictionary.decode(codes, x_BS)
     if latents.rank == 0:
-        return sum_over(dictionary.decode(codes_BF, x_BS), latents)
-    part_BT = blocks.decode(dictionary.operand(codes_BF), dictionary.operand(dictionary.decoder), dictionary.blocks)
-    return sum_over(part_BT.to(codes_BF.dtype), latents)
+        return sum_over(dictionary.decode(codes, x_BS), latents)
+    return sum_over(dictionary.written(codes), latents)
 
 
 def sum_over(part_BT: torch.Tensor, latents: World) -> torch.Tensor:

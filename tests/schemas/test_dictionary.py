@@ -62,6 +62,18 @@ GROUP = {"num_latents": 12, "sources": ["a"], "targets": ["a"]}
             "needs groups: one",
         ),
         ({"activation": {"kind": "relu_tanh", "penalty": {"kind": "l0"}}}, "tanh_quad"),
+        ({"activation": {"kind": "jumprelu", "gate": "per_target"}}, r"two targets or more with groups: one; .* has 1"),
+        ({**LAYERS, "groups": "cross_layer", "activation": {"kind": "jumprelu", "gate": "per_target"}}, ", and groups"),
+        ({"activation": {"kind": "jumprelu", "gate": "per_target", "penalty": {"kind": "l0"}}}, "tanh or tanh_quad"),
+        (
+            {
+                "activation": {
+                    "kind": "jumprelu", "gate": "per_target",
+                    "penalty": {"kind": "tanh", "decoder_norms": "concatenated"},
+                },
+            },
+            "decoder_norms: per_target",
+        ),
         ({"activation": {"kind": "relu_l1_unit_norm"}, "targets": ["b"]}, r"set activation.resample_at: \[\]"),
         ({"skip": True}, "skip needs targets other than the sources"),
         ({"tied": True, "targets": ["b"]}, "tied needs targets that are the sources"),

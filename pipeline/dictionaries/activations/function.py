@@ -13,6 +13,7 @@ from pipeline.dictionaries.activations.batch_topk import BatchTopKActivation
 from pipeline.dictionaries.activations.gated import GatedActivation
 from pipeline.dictionaries.activations.jumprelu import JumpReluActivation
 from pipeline.dictionaries.activations.relu import ReluActivation
+from pipeline.dictionaries.activations.target_gates import TargetGates
 from pipeline.dictionaries.activations.topk import TopKActivation
 from pipeline.dictionaries.codes import SparseCodes
 from schemas.activation import Activation, BatchTopK, Gated, JumpRelu, MatryoshkaBatchTopK, TopK
@@ -30,13 +31,15 @@ class ActivationFunction(Protocol):
 
 
 def activation_function(
-    activation: Activation, num_latents: int, *, device: torch.device | str, dtype: torch.dtype
+    activation: Activation, num_latents: int, num_targets: int, *, device: torch.device | str, dtype: torch.dtype
 ) -> torch.nn.Module:
-    """The module of a spec, an ``ActivationFunction``, at its start."""
+    """The module of a spec at its start: an ``ActivationFunction``, or ``TargetGates``."""
     if isinstance(activation, TopK):
         return TopKActivation(activation.k)
     if isinstance(activation, BatchTopK | MatryoshkaBatchTopK):
         return BatchTopKActivation(device=device)
+    if isinstance(activation, JumpRelu) and activation.gate == "per_target":
+        return TargetGates(num_latents, num_targets, start=activation.threshold, device=device, dtype=dtype)
     if isinstance(activation, JumpRelu):
         return JumpReluActivation(num_latents, start=activation.threshold, device=device, dtype=dtype)
     if isinstance(activation, Gated):

@@ -7,7 +7,7 @@ import torch
 
 from pipeline.analysis.exclusive import latent_scaling
 from pipeline.dictionaries.dictionary import Dictionary
-from schemas.activation import ReluL1
+from schemas.activation import JumpRelu, ReluL1
 from schemas.dictionary import DictionarySpec
 from schemas.errors import HookPointError, SpecError
 
@@ -75,5 +75,10 @@ def test_wrong_targets_are_named() -> None:
     with pytest.raises(HookPointError, match=r"'chatt' is no target.*did you mean 'chat'"):
         latent_scaling(dictionary, [], torch.tensor([0]), own="chatt", other=BASE)
     other = crosscoder(torch.zeros(4, 3), torch.zeros(4, WIDTH))
+    gated = DictionarySpec(name="d", sources=[BASE, CHAT], num_latents=4, activation=JumpRelu(gate="per_target"))
+    widths = {BASE: WIDTH, CHAT: WIDTH}
+    with pytest.raises(SpecError, match=r"a gate for each, and so two codes: train it with activation.gate: shared"):
+        latent_scaling(Dictionary(gated, widths, widths, dict.fromkeys(widths, 1.0)), [], torch.tensor([0]),
+                       own=CHAT, other=BASE)  # fmt: skip
     with pytest.raises(SpecError, match="one width; chat has 5, base 3"):
         latent_scaling(other, [], torch.tensor([0]), own=CHAT, other=BASE)

@@ -31,6 +31,10 @@ AUTOENCODERS: dict[str, dict[str, Any]] = {
 OTHERS: dict[str, tuple[str, dict[str, Any]]] = {
     "tied": ("sparse autoencoder", {"sources": [RESID], "tied": True, "activation": AUTOENCODERS["relu_l1"]}),
     "crosscoder": ("crosscoder", {"sources": [MLP_IN, MLP_OUT], "activation": AUTOENCODERS["batch_topk"]}),
+    "target_gates": (
+        "crosscoder",
+        {"sources": [MLP_IN, MLP_OUT], "activation": {**AUTOENCODERS["jumprelu"], "gate": "per_target"}},
+    ),
     "skip": ("skip transcoder", {"sources": [MLP_IN], "targets": [MLP_OUT], "skip": True}),
     "cross_layer": (
         "cross-layer transcoder",

@@ -17,10 +17,16 @@ WANTED: dict[str, dict[str, Any]] = {name: {"activation": activation} for name, 
     "tied": {"tied": True, "activation": KINDS["topk"]},
     "tied_l1": {"tied": True, "activation": KINDS["relu_l1"]},
     "crosscoder": {"sources": ["a", "b"], "activation": KINDS["batch_topk"]},
+    "target_gates": {
+        "sources": ["a", "b"],
+        "activation": {
+            "kind": "jumprelu", "gate": "per_target", "penalty": {"kind": "tanh_quad", "coefficient": 0.05},
+        },
+    },
     "skip_transcoder": {"targets": ["b"], "skip": True, "activation": KINDS["multi_topk"]},
     "skip_gated": {"targets": ["b"], "skip": True, "activation": KINDS["gated"]},
     "signum": {"optimiser": {"kind": "signum"}, "learning_rate": 1e-3, "activation": KINDS["topk"]},
-}
+}  # fmt: skip
 
 
 def train_steps(wanted: dict[str, Any], world: World) -> tuple[list[dict[str, float]], dict[str, torch.Tensor]]:
