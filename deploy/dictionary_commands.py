@@ -96,6 +96,7 @@ def import_dictionary(
 @click.option("--rows", "max_rows", type=click.IntRange(min=2), default=100_000, show_default=True)
 @click.option("--above", type=float, default=0.1, show_default=True, help="Least correlation of a pair that counts.")
 @click.option("--shuffles", type=click.IntRange(min=1), default=200, show_default=True, help="Shuffled pairings.")
+@click.option("--concepts", is_flag=True, help="Also of the pairs alone whose strongest tokens are words, one shared.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the rows and of the shuffles.")
 @json_option
 def compare(
@@ -106,6 +107,7 @@ def compare(
     max_rows: int,
     above: float,
     shuffles: int,
+    concepts: bool,
     seed: int,
     as_json: bool,
 ) -> None:
@@ -113,6 +115,7 @@ def compare(
     from deploy import inspection
     from pipeline.analysis.compare import Side, compare_dictionaries
     from pipeline.dictionaries.folder import load_dictionary
+    from pipeline.evaluation.belonging import tokenizer_of
     from pipeline.store.joined import open_any
 
     store = open_any(store_url)
@@ -123,5 +126,6 @@ def compare(
         above=above,
         num_shuffles=shuffles,
         seed=seed,
+        pieces=tokenizer_of(store).pieces if concepts else None,
     )
     show.emit(found, inspection.comparison_lines(found), as_json=as_json)

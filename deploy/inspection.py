@@ -221,6 +221,15 @@ def _activation(activation: dict[str, Any]) -> str:
     return f"{activation['kind']} k={activation['k']}" if "k" in activation else str(activation["kind"])
 
 
+def _similarity_lines(found: Mapping[str, Any]) -> list[str]:
+    return [
+        f"{name + ':':11} {one['observed']:.3f}; shuffled pairs {one['null_mean']:.3f} "
+        f"(deviation {one['null_deviation']:.3f}), p = {one['p_value']:.3g}"
+        for name in ("svcca", "rsa")
+        if (one := found[name])
+    ]
+
+
 def comparison_lines(found: Mapping[str, Any]) -> list[str]:
     """What ``pipeline.analysis.compare`` found, for people."""
     correlation = found["correlation"]
@@ -229,12 +238,14 @@ def comparison_lines(found: Mapping[str, Any]) -> list[str]:
         f"paired:     {found['paired']:,} latents of the second; one to one {found['one_to_one']:,}"
         + (f", mean correlation {correlation:.3f}" if correlation is not None else ""),
     ]
-    for name in ("svcca", "rsa"):
-        if one := found[name]:
-            lines.append(
-                f"{name + ':':11} {one['observed']:.3f}; shuffled pairs {one['null_mean']:.3f} "
-                f"(deviation {one['null_deviation']:.3f}), p = {one['p_value']:.3g}"
-            )
+    lines += _similarity_lines(found)
+    if concepts := found["concepts"]:
+        mean = concepts["correlation"]
+        lines.append(
+            f"concepts:   {concepts['one_to_one']:,} of these pairs"
+            + (f", mean correlation {mean:.3f}" if mean else "")
+        )
+        lines += [f"  {line}" for line in _similarity_lines(concepts)]
     if one := found["mmcs"]:
         lines.append(f"MMCS:       {one['first_to_second']:.3f} there, {one['second_to_first']:.3f} back")
     pairs = [f"{pair['first']} ~ {pair['second']} ({pair['correlation']:.3f})" for pair in found["pairs"][:8]]

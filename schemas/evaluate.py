@@ -35,6 +35,20 @@ class SnapshotsSpec(Spec):
     few words pairs repeat by chance: then 3."""
 
 
+class UniversalitySpec(Spec):
+    """Do two dictionaries know the same features? Latents are paired by their activations on the same rows, and the
+    directions of the pairs compared as two spaces, beside shuffled pairs (Lan et al. 2024, arXiv 2410.06981)."""
+
+    pairs: list[Annotated[list[Name], Field(min_length=2, max_length=2)]] = []
+    """Two names of dictionaries each, which are compared; empty: each with each."""
+    rows: PositiveInt = 100_000
+    """At most this many rows, the same for all, of held-out and training documents alike."""
+    above: Annotated[float, Field(ge=0, le=1)] = 0.1
+    """Least Pearson correlation of a pair of latents."""
+    shuffles: PositiveInt = 1000
+    """Pairings at random; p is at least 1 / (1 + shuffles)."""
+
+
 class EvaluateSpec(Spec):
     """Evaluate trained dictionaries."""
 
@@ -58,6 +72,8 @@ class EvaluateSpec(Spec):
     are the features of the page, with their explanations and scores. None: no explanations."""
     snapshots: SnapshotsSpec | None = None
     """Also compare the snapshots of a group of stores, whose models are loaded one by one; None: do not."""
+    universality: UniversalitySpec | None = None
+    """Also compare the dictionaries with each other, see docs/dictionaries.md; None: do not."""
     report: ReportSpec = ReportSpec()
     """The page of features."""
     seed: NonNegativeInt = 0

@@ -23,7 +23,13 @@ from schemas.errors import SpecError
 CodePairs = Callable[[], Iterable[tuple[torch.Tensor, torch.Tensor]]]
 """Gives the codes ``([B, F], [B, G])`` of both dictionaries on the same rows, anew at each call, the same each time."""
 
-Similarity = Callable[[torch.Tensor, torch.Tensor], float]
+ByOrder = Callable[[torch.Tensor], float]
+"""Gives the similarity with the rows of B in another order, int64 [P]."""
+
+Similarity = Callable[[torch.Tensor, torch.Tensor], ByOrder]
+"""Takes paired rows ``[P, D], [P, D']`` and does what does not depend on their order, once for all shuffles."""
+
+TOP_TOKENS = 5
 
 
 @dataclass(frozen=True)
@@ -95,6 +101,26 @@ def one_to_one(pairs: Pairs, *, above: float = 0.1) -> Pairs:
     return pairs.where(kept)
 
 
+@torch.no_grad()
+def strongest_tokens(rows: Iterable[tuple[torch.Tensor, torch.Tensor]], count: int = TOP_TOKENS) -> list[list[int]]:
+    """For each latent the tokens of the ``count`` rows on which it is strongest, of fewer where it is on on fewer.
+
+    ``rows``: codes [B, F] with token ids [B].
+    """
+    values: torch.Tensor | None = None
+    tokens = torch.empty(0, dtype=torch.int64)
+    for codes_BF, ids_B in rows:
+        ids_FB = ids_B.long().expand(codes_BF.shape[1], -1)
+        all_values = codes_BF.T if values is None else torch.cat([values, codes_BF.T], dim=1)
+        all_tokens = ids_FB if values is None else torch.cat([tokens, ids_FB], dim=1)
+        values, places = all_values.topk(min(count, all_values.shape[1]), dim=1)
+        tokens = all_tokens.gather(1, places)
+    if values is None:
+        raise SpecError("there are no rows to take tokens from")
+    on = values > 0
+    return [own[is_on].tolist() for own, is_on in zip(tokens, on, strict=True)]
+
+
 def conceptual(
     pairs: Pairs,
     top_tokens_first: Sequence[Sequence[str]],
@@ -111,32 +137,48 @@ def conceptual(
     return pairs.where(torch.tensor(kept, dtype=torch.bool))
 
 
-def svcca(a_PD: torch.Tensor, b_PD: torch.Tensor, *, variance: float = 0.99) -> float:
-    """Mean canonical correlation of the leading singular directions that hold ``variance`` of each (Raghu et al. 2017).
+def svcca(a_PD: torch.Tensor, b_PD: torch.Tensor) -> ByOrder:
+    """Mean canonical correlation of the leading singular directions that hold 99 % of the variance of each (Raghu et
+    al. 2017).
 
-    Rows are paired; widths may differ. 1 for spaces that are rotations of each other, and for any two where P <= D.
+    Widths may differ. 1 for spaces that are rotations of each other, and for any two where P <= D.
     """
     _require_pairs(a_PD, b_PD)
-    cosines = torch.linalg.svdvals(_leading(a_PD, variance).T @ _leading(b_PD, variance))
-    return float(cosines.clamp(max=1).mean())
+    first_PR, second_PS = _leading(a_PD), _leading(b_PD)
+
+    def by_order(order: torch.Tensor) -> float:
+        return float(torch.linalg.svdvals(first_PR.T @ second_PS[order]).clamp(max=1).mean())
+
+    return by_order
 
 
-def rsa(a_PD: torch.Tensor, b_PD: torch.Tensor) -> float:
-    """Spearman correlation of the two matrices of 1 - Pearson r between rows (Kriegeskorte et al. 2008)."""
+def rsa(a_PD: torch.Tensor, b_PD: torch.Tensor) -> ByOrder:
+    """Spearman correlation of the two matrices of 1 - Pearson r between rows, above the diagonal (Kriegeskorte et al.
+    2008)."""
     _require_pairs(a_PD, b_PD)
-    upper = torch.triu_indices(len(a_PD), len(a_PD), offset=1)
-    ranks = [_ranks(_dissimilarity(rows)[upper[0], upper[1]]) for rows in (a_PD, b_PD)]
-    return float(torch.corrcoef(torch.stack(ranks))[0, 1])
+    first_PP, second_PP = _centred_ranks(a_PD), _centred_ranks(b_PD)
+    norm = first_PP.norm() * second_PP.norm()
+
+    def by_order(order: torch.Tensor) -> float:
+        return float((first_PP * second_PP[order][:, order]).sum() / norm)
+
+    return by_order
+
+
+def similarity_of(a_PD: torch.Tensor, b_PD: torch.Tensor, similarity: Similarity) -> float:
+    """Of the rows as they are paired."""
+    return similarity(a_PD, b_PD)(torch.arange(len(b_PD)))
 
 
 def compare(
     a_PD: torch.Tensor, b_PD: torch.Tensor, similarity: Similarity, *, num_shuffles: int = 1000, seed: int = 0
 ) -> Compared:
     """``similarity`` of paired rows, and of ``num_shuffles`` pairings at random."""
-    observed = similarity(a_PD, b_PD)
+    by_order = similarity(a_PD, b_PD)
+    observed = by_order(torch.arange(len(b_PD)))
     generator = torch.Generator().manual_seed(seed)
-    shuffled = (b_PD[torch.randperm(len(b_PD), generator=generator)] for _ in range(num_shuffles))
-    null = torch.tensor([similarity(a_PD, rows) for rows in shuffled], dtype=torch.float64)
+    orders = (torch.randperm(len(b_PD), generator=generator) for _ in range(num_shuffles))
+    null = torch.tensor([by_order(order) for order in orders], dtype=torch.float64)
     at_least = int((null >= observed).sum())
     return Compared(observed, float(null.mean()), float(null.std()), (1 + at_least) / (1 + num_shuffles))
 
@@ -187,7 +229,7 @@ def _require_pairs(a_PD: torch.Tensor, b_PD: torch.Tensor) -> None:
         raise SpecError(f"at least three paired rows are needed, got {len(a_PD)} and {len(b_PD)}")
 
 
-def _leading(rows_PD: torch.Tensor, variance: float) -> torch.Tensor:
+def _leading(rows_PD: torch.Tensor, variance: float = 0.99) -> torch.Tensor:
     """Left singular vectors [P, R] of the centred rows: an orthonormal basis of the kept directions."""
     centred = rows_PD.double() - rows_PD.double().mean(0)
     left, values, _ = torch.linalg.svd(centred, full_matrices=False)
@@ -196,8 +238,14 @@ def _leading(rows_PD: torch.Tensor, variance: float) -> torch.Tensor:
     return basis
 
 
-def _dissimilarity(rows_PD: torch.Tensor) -> torch.Tensor:
-    return 1 - torch.corrcoef(rows_PD.double())
+def _centred_ranks(rows_PD: torch.Tensor) -> torch.Tensor:
+    """Ranks of the dissimilarities of all pairs of rows less their mean, symmetric [P, P], 0 on the diagonal."""
+    dissimilar_PP = 1 - torch.corrcoef(rows_PD.double())
+    above, beside = torch.triu_indices(len(rows_PD), len(rows_PD), offset=1)
+    ranks = _ranks(dissimilar_PP[above, beside])
+    found_PP = torch.zeros_like(dissimilar_PP)
+    found_PP[above, beside] = ranks - ranks.mean()
+    return found_PP + found_PP.T
 
 
 def _ranks(values: torch.Tensor) -> torch.Tensor:

@@ -32,6 +32,7 @@ from pipeline.evaluation.reconstruction import Reconstruction
 from pipeline.evaluation.rows import are_eligible, eligible_rows, find_features, measure, searched_contexts
 from pipeline.evaluation.snapshots import latent_kinds, require_snapshots, snapshot_figures, with_kinds
 from pipeline.evaluation.trained import Trained, load_all
+from pipeline.evaluation.universality import UNIVERSALITY_DEFINITIONS, require_pairs, universality_figures
 from pipeline.models.load import load_model
 from pipeline.models.precision import resolve_device
 from pipeline.order.eligible import EligibleRows
@@ -69,6 +70,7 @@ def evaluate(spec: EvaluateSpec, *, progress: Progress | None = None) -> dict[st
         trained.dictionary.to(device)
     belonging.require(store, dictionaries, spec)
     require_snapshots(store, spec)
+    require_pairs(dictionaries, spec)
     interpretation = read_interpretation(spec.interpretation, dictionaries)
     identity = _identity(spec, store, dictionaries, interpretation)
     return _finished(spec, identity) or _Evaluation(spec, store, dictionaries, interpretation, identity, progress).run()
@@ -129,7 +131,7 @@ class _Evaluation:
         }
         self._count.end()
         entropies = self._cross_entropies(measured) if spec.cross_entropy_tokens and not self._is_joined else {}
-        result = self._with_snapshots(self._result(measured, entropies))
+        result = self._with_universality(self._with_snapshots(self._result(measured, entropies)))
         features = self._features(measured)
         output = Objects(spec.output)
         for name, figures in measured.items():
@@ -147,6 +149,15 @@ class _Evaluation:
         for trained in self._dictionaries:
             kinds = latent_kinds(store, trained, self._eligible_of(trained), asked, seed=seed, count=self._count)
             result["dictionaries"][trained.name] = with_kinds(result["dictionaries"][trained.name], kinds)
+        return result
+
+    def _with_universality(self, result: dict[str, Any]) -> dict[str, Any]:
+        asked = self._spec.universality
+        if asked is not None:
+            result["universality"] = universality_figures(
+                self._store, self._dictionaries, asked, seed=self._spec.seed, count=self._count
+            )
+            result["definitions"] |= UNIVERSALITY_DEFINITIONS
         return result
 
     @property
@@ -236,7 +247,7 @@ class _Evaluation:
                 )
                 + (_NO_SPLICE if self._is_joined else ""),
             },
-            "definitions": dict(DEFINITIONS),
+            "definitions": DEFINITIONS | (self._interpretation or {}).get("definitions", {}),
             "dictionaries": {
                 trained.name: figures_of(
                     trained,

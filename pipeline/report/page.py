@@ -18,6 +18,7 @@ from pipeline.report.charts import NUM_COLOURS, Series, histogram_chart
 from pipeline.report.crosscoders import crosscoder_sections
 from pipeline.report.curves import training_curves
 from pipeline.report.snapshots import snapshot_section
+from pipeline.report.universality import universality_table
 
 _ESCAPES = {"<": "\\u003c", ">": "\\u003e", "&": "\\u0026", "\u2028": "\\u2028", "\u2029": "\\u2029"}
 
@@ -60,6 +61,7 @@ def render(data: ReportData) -> str:
         densities=_densities(figures),
         crosscoders=crosscoder_sections(figures),
         snapshots=snapshot_section(data.evaluation.get("snapshots")),
+        universality=universality_table(data.evaluation.get("universality")),
         never=[f"{name}: {_share(one['dead_share'])} of latents never fired." for name, one in figures.items()],
         features_note=_features_note(data),
         provenance=data.provenance,

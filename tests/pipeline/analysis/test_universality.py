@@ -9,7 +9,17 @@ import pytest
 import torch
 
 from pipeline.analysis import universality
-from pipeline.analysis.universality import Pairs, best_pairs, compare, conceptual, one_to_one, rsa, svcca
+from pipeline.analysis.universality import (
+    Pairs,
+    best_pairs,
+    compare,
+    conceptual,
+    one_to_one,
+    rsa,
+    similarity_of,
+    strongest_tokens,
+    svcca,
+)
 from schemas.errors import SpecError
 
 
@@ -57,11 +67,11 @@ def test_concepts_share_a_word() -> None:
 def test_rotation_and_scale_change_neither_similarity() -> None:
     rows = normal(200, 12)
     orthogonal = torch.linalg.qr(normal(12, 12, seed=1)).Q
-    assert svcca(rows, 3 * rows @ orthogonal) == pytest.approx(1.0, abs=1e-5)
+    assert similarity_of(rows, 3 * rows @ orthogonal, svcca) == pytest.approx(1.0, abs=1e-5)
     # Correlation distances see the mean over channels, which a rotation moves; centred rows have none.
     centred = rows - rows.mean(1, keepdim=True)
-    assert rsa(centred, 3 * centred) == pytest.approx(1.0, abs=1e-6)
-    assert rsa(rows, rows @ orthogonal) > 0.8
+    assert similarity_of(centred, 3 * centred, rsa) == pytest.approx(1.0, abs=1e-6)
+    assert similarity_of(rows, rows @ orthogonal, rsa) > 0.8
 
 
 def test_independent_rows_are_chance() -> None:
@@ -84,6 +94,28 @@ def test_related_rows_are_found(similarity: universality.Similarity) -> None:
     found = compare(rows, noisy, similarity, num_shuffles=200)
     assert found.effect > 3
     assert not universality.is_chance(found)
+
+
+@pytest.mark.parametrize("similarity", [svcca, rsa])
+def test_another_order_of_rows_is_that_order(similarity: universality.Similarity) -> None:
+    rows, others = normal(40, 6), normal(40, 8, seed=1)
+    order = torch.randperm(40, generator=torch.Generator().manual_seed(2))
+    assert similarity(rows, others)(order) == pytest.approx(similarity_of(rows, others[order], similarity), abs=1e-9)
+
+
+def test_rsa_is_the_spearman_correlation_of_dissimilarities() -> None:
+    rows, others = normal(30, 5), normal(30, 5, seed=1) + normal(30, 5)
+    upper = np.triu_indices(30, 1)
+    ranks = [np.corrcoef(one.numpy())[upper].argsort().argsort() for one in (rows, others)]
+    assert similarity_of(rows, others, rsa) == pytest.approx(np.corrcoef(*ranks)[0, 1], abs=1e-9)
+
+
+def test_the_strongest_tokens_are_those_of_the_strongest_rows() -> None:
+    codes = torch.tensor([[0.0, 1.0, 0.0], [3.0, 2.0, 0.0], [1.0, 5.0, 0.0], [2.0, 4.0, 0.0]])
+    tokens = torch.tensor([10, 11, 12, 11])
+    found = strongest_tokens(zip(codes.split(2), tokens.split(2), strict=True), count=3)
+    assert found == [[11, 11, 12], [12, 11, 11], []]
+    assert strongest_tokens([(codes, tokens)], count=3) == found
 
 
 def test_shuffles_come_from_the_seed() -> None:
