@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import pictures
 import torch
 
 from pipeline.synthetic import EIGHT_TOKENS, eight_tokens
@@ -118,7 +119,7 @@ def draw(runs: dict[float, Findings], path: Path) -> None:
     alive.set(ylim=(0, None), title="latents active on any token")
     for axes in (shares, alive):
         axes.set(xlabel="sparsity weight w", xticks=ticks, xticklabels=[f"{sparsity:g}" for sparsity in runs])
-    figure.savefig(path, metadata={"Date": None})
+    pictures.save(figure, path)
 
 
 def main(arguments: Sequence[str]) -> None:

@@ -19,6 +19,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import pictures
 import torch
 
 from pipeline.analysis.trajectories import dimensionalities
@@ -90,7 +91,7 @@ def draw(found: dict[float, Geometry], path: Path) -> None:
         for index, (x, y) in enumerate(geometry.features[0].tolist()):
             axes.plot([0, x], [0, y], color=f"C{index}", marker="o", markevery=[1])
         axes.set(xlim=(-1.5, 1.5), ylim=(-1.5, 1.5), aspect="equal", xticks=[], yticks=[], title=f"S = {sparsity:g}")
-    figure.savefig(path, metadata={"Date": None})
+    pictures.save(figure, path)
 
 
 def main(arguments: Sequence[str]) -> None:

@@ -15,7 +15,9 @@ ALL = ("animals", "machines", "not animals")
 
 @pytest.fixture(scope="module")
 def example() -> SimpleNamespace:
-    return SimpleNamespace(**runpy.run_path(str(SCRIPT)))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(SCRIPT.parent))
+        return SimpleNamespace(**runpy.run_path(str(SCRIPT)))
 
 
 def test_sparsity_separates_the_concepts(example: SimpleNamespace) -> None:
