@@ -84,7 +84,10 @@ def test_an_evaluation_shows_the_explanations(planted: Any, tmp_path: Path) -> N
         "store": planted.store, "dictionaries": planted.dictionaries, "interpretation": f"{tmp_path}/i", "rows": "all",
         "cross_entropy_tokens": 0, "report": {"rows": 2000}, "output": f"{tmp_path}/e",
     }  # fmt: skip
-    figures = evaluate(EvaluateSpec.model_validate(facts))["dictionaries"]["letters"]["interpretation"]
+    evaluation = evaluate(EvaluateSpec.model_validate(facts))
+    # The page names these scores, so it says what they are.
+    assert {"FVU", "Detection", "Fuzzing", "Simulation"} <= evaluation["definitions"].keys()
+    figures = evaluation["dictionaries"]["letters"]["interpretation"]
     assert (figures["explainer"], figures["num_explained"]) == ("tokens", 2)
     assert figures["mean"]["detection"]["accuracy"] == 1.0
     page = (tmp_path / "e" / "report.html").read_text()
