@@ -6,7 +6,7 @@
     4. print what Ge et al. 2025 (arXiv 2509.17196) look at: how near the predictions are to unigrams and bigrams, where
        latents begin and peak, how far their directions turn, and whether latents of a single token come first
 
-The first three are jobs that go on where they stopped. Twelve minutes on two cores that other work shared:
+The first three are jobs that go on where they stopped. A quarter of an hour on two cores that other work shared:
 
     python examples/concepts_over_training.py runs/concepts
 """
