@@ -84,3 +84,9 @@ study-interpretation: setup
 	  tokens=runs/interpretation/tokens_explain/interpretation.json:dictionaries \
 	  logits=runs/interpretation/logits_explain/interpretation.json:dictionaries \
 	  seconds=runs/interpretation/summary.json:seconds
+
+.PHONY: study-sparsity-ablations study-dilution-and-bridges
+
+study-sparsity-ablations: setup
+	$(BIN)/headworks run examples/sparsity_ablations.yaml
+	$(BIN)/python examples/sparsity_ablations.py
