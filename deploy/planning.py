@@ -5,7 +5,7 @@ from __future__ import annotations
 from deploy import show
 from schemas.fields import about_bytes
 from schemas.pipeline import AnyJob
-from schemas.plan import Count, JobPlan, ModelPlan, Plan, PlanAssumptions, ReusePlan, StorePlan, TrainPlan
+from schemas.plan import CircuitPlan, Count, JobPlan, ModelPlan, Plan, PlanAssumptions, ReusePlan, StorePlan, TrainPlan
 from workers.progress import clock_time
 
 _SHOWN_DICTIONARIES = 12
@@ -51,6 +51,8 @@ def _job(job: JobPlan, currency: str) -> list[str]:
         shown |= _train(job.train)
     if job.model is not None:
         shown |= _model(job.model)
+    if job.circuit is not None:
+        shown |= _circuit(job.circuit)
     if job.money is not None:
         shown["money"] = _money(job.money, currency)
     if job.reuse is not None:
@@ -95,6 +97,16 @@ def _model(model: ModelPlan) -> dict[str, str]:
         "memory of a rank": f"{about_bytes(model.memory_bytes)} for weights, gradients, optimiser and logits",
     }
     return facts if model.hours is None else facts | {"time": _hours(model.hours)}
+
+
+def _circuit(circuit: CircuitPlan) -> dict[str, str]:
+    facts = {
+        "searches": f"{circuit.searches:,} of {circuit.nodes:,} nodes, {circuit.steps:,} steps in all",
+        "passes": f"at most {circuit.tokens:,} tokens there and back, {circuit.measuring_tokens:,} forward alone",
+        "operations": f"{circuit.flop:.3g} FLOP",
+        "memory of a search": f"{about_bytes(circuit.memory_bytes)} for weights and nodes",
+    }
+    return facts if circuit.hours is None else facts | {"time": _hours(circuit.hours)}
 
 
 def _dictionaries(sizes: dict[str, int]) -> dict[str, str]:

@@ -185,6 +185,30 @@ class ModelPlan(Spec):
     """Weights, gradients, what the optimiser remembers and the logits, on one rank; other activations come on top."""
 
 
+class CircuitPlan(Spec):
+    """A circuit job; results that are there already are counted as well."""
+
+    searches: NonNegativeInt
+    """Over all tasks that the tokenizer can pose, the control among them."""
+    nodes: NonNegativeInt
+    """Of the network."""
+    steps: NonNegativeInt
+    """Of all searches."""
+    tokens: NonNegativeInt
+    """That go through the network there and back in these steps, padding to a task's longest prompt counted: at
+    most."""
+    measuring_tokens: NonNegativeInt
+    """That go through it forward alone, while rankings are cut and circuits measured: at most."""
+    flop: NonNegativeFloat
+    """Floating-point operations of all of these: 2 for each weight of a block and 4 for each layer, channel of its
+    heads and place of the longest prompt, for each token and way."""
+    hours: NonNegativeFloat | None
+    """Of ``workers.num_workers`` searches at a time (0: of one); None where ``rates.flop_per_s`` is not given."""
+    memory_bytes: NonNegativeInt
+    """Of one search: the weights of the blocks, and what a step keeps of each node for the way back; attention weights
+    come on top."""
+
+
 class JobPlan(Spec):
     """One job."""
 
@@ -204,6 +228,8 @@ class JobPlan(Spec):
     """Of a train job."""
     model: ModelPlan | None = None
     """Of a train_model job."""
+    circuit: CircuitPlan | None = None
+    """Of a circuit job."""
     money: NonNegativeFloat | None = None
     """What the job itself costs, with the store kept for ``months``; None where a price or the rate is not known."""
     notes: list[str] = []

@@ -45,10 +45,7 @@ def find_circuit(
     """
     named = {"task": task, "search": number}
     try:
-        searched, held_out = (
-            make_pairs(task, tokenizer, spec.task, split, spec.answers).to(network.device)
-            for split in ("search", "held_out")
-        )
+        searched, held_out = (pairs.to(network.device) for pairs in posed_pairs(spec, tokenizer, task))
     except SpecError as error:
         return {**named, "status": "refused", "reason": str(error)}
     settings = settings_of(spec.mask, spec.search, number)
@@ -77,6 +74,18 @@ def find_circuit(
         rival = cut(ranking, spec.target_loss, examination.of, guess=int(found.kept.sum()))
         record["attribution"] = _figures(rival, spec.target_loss, edges, network.nodes)
     return record
+
+
+def posed_pairs(spec: CircuitSpec, tokenizer: Tokenizer, task: str) -> tuple[Pairs, Pairs]:
+    """The pairs of a task that a mask is searched on, and those that are held out, on the CPU.
+
+    Raises:
+        SpecError: as ``make_pairs``.
+    """
+    return (
+        make_pairs(task, tokenizer, spec.task, "search", spec.answers),
+        make_pairs(task, tokenizer, spec.task, "held_out", spec.answers),
+    )
 
 
 def _edges(network: MaskedNetwork, searched: Pairs, held_out: Pairs) -> Edges:

@@ -104,6 +104,11 @@ def cut(ranking: npt.NDArray[np.int64], target: float, measure: Callable[[Kept],
     return Cut(_first(ranking, high), measured[high], (_first(ranking, low), measured[low]), reached=True)
 
 
+def most_looks(number: int) -> int:
+    """How often ``cut`` measures at most, of so many nodes: at the guess, with all, with none, and while it bisects."""
+    return 3 + number.bit_length()
+
+
 def interpolated(found: Cut, target: float, count: Callable[[Kept], int]) -> float:
     """``count`` of edges at the target loss: between those of the circuit and those with one node less, linearly in the
     loss."""

@@ -9,7 +9,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from pipeline.collection.snapshots import require_snapshots, snapshot_jobs
-from pipeline.planning.circuits import circuit_note
+from pipeline.planning.circuits import plan_circuits
 from pipeline.planning.collection import PlannedStore, plan_collection
 from pipeline.planning.live import with_feeds
 from pipeline.planning.pretraining import is_trained, plan_pretraining, stand_in
@@ -65,7 +65,7 @@ def _with_stand_ins(jobs: Sequence[Single], until_planned: ExitStack) -> list[Si
 
 
 def _takes(job: Single, training: TrainModelSpec) -> bool:
-    return isinstance(job, CollectSpec) and any(_is_of(each, training.output) for each in reached(job))
+    return isinstance(job, CollectSpec | CircuitSpec) and any(_is_of(each, training.output) for each in reached(job))
 
 
 def _is_of(each: Reached, output: str) -> bool:
@@ -73,14 +73,14 @@ def _is_of(each: Reached, output: str) -> bool:
 
 
 def _moved(job: Single, output: str, folder: str) -> Single:
-    """A collect job with ``folder`` in place of all models and tokenizers below ``output``."""
-    if not isinstance(job, CollectSpec):
+    """A collect or circuit job with ``folder`` in place of all models and tokenizers below ``output``."""
+    if not isinstance(job, CollectSpec | CircuitSpec):
         return job
     facts = job.model_dump(mode="json")
     for each in reached(job):
         if _is_of(each, output):
             put(facts, each.steps, folder)
-    return CollectSpec.model_validate(facts)
+    return type(job).model_validate(facts)
 
 
 def _planned(jobs: Sequence[Single], assumptions: PlanAssumptions, *, measured: bool, runs_here: bool) -> list[JobPlan]:
@@ -102,9 +102,10 @@ def _planned(jobs: Sequence[Single], assumptions: PlanAssumptions, *, measured: 
             one = plan_pretraining(each, assumptions)
         elif isinstance(each, TrainSpec):
             one = plan_training(_of_members(each, stores, groups), stores, assumptions)
+        elif isinstance(each, CircuitSpec):
+            one = plan_circuits(each, assumptions)
         else:
-            notes = [circuit_note(each) if isinstance(each, CircuitSpec) else "not planned"]
-            one = JobPlan(name=each.name, kind=each.kind, output=each.output, notes=notes)
+            one = JobPlan(name=each.name, kind=each.kind, output=each.output, notes=["not planned"])
             if isinstance(each, ShuffleSpec) and (source := stores.get(each.store.rstrip("/"))) is not None:
                 stores[each.output.rstrip("/")] = source
         plans.append(one)
