@@ -90,3 +90,17 @@ study-interpretation: setup
 study-sparsity-ablations: setup
 	$(BIN)/headworks run examples/sparsity_ablations.yaml
 	$(BIN)/python examples/sparsity_ablations.py
+
+.PHONY: study-universality study-network-variants
+
+study-universality: setup
+	$(BIN)/headworks run examples/universality.yaml
+	$(BIN)/python examples/save_result.py universality --without pairs density_histogram fvu_of_target -- \
+	  compared=runs/universality/evaluation.json:universality \
+	  dictionaries=runs/universality/evaluation.json:dictionaries \
+	  models=runs/universality/summary.json:models \
+	  seconds=runs/universality/summary.json:seconds
+
+study-network-variants: setup
+	$(BIN)/headworks run examples/network_variants.yaml
+	$(BIN)/python examples/network_variants.py runs/network_variants
