@@ -13,6 +13,8 @@ from torch import Tensor
 from torch.nn import functional
 
 LBFGS_STEPS = 16
+_SAME = 1e-5
+"""Margins whose deviation is below this share of their greatest magnitude differ by rounding alone."""
 
 
 @dataclass(frozen=True)
@@ -40,10 +42,13 @@ def accuracy(margins: Tensor, signs: Tensor) -> float:
 
 def calibrate(margins: Tensor, signs: Tensor) -> Calibration:
     """Scale and shift of least loss, by 16 steps of LBFGS. The scale stays above 0, so that a network that prefers the
-    wrong answers is not turned around."""
+    wrong answers is not turned around. Margins that are all the same are shifted only: what scale would make of their
+    rounding says nothing."""
     margins, signs = margins.detach().double(), signs.double()
     # Of margins with mean 0 and deviation 1, for which 16 steps are plenty; the result is that of the margins as given.
-    mean, deviation = margins.mean(), margins.std(correction=0).clamp_min(1e-9)
+    mean, deviation = margins.mean(), margins.std(correction=0)
+    if deviation <= _SAME * margins.abs().max():
+        margins, deviation = mean.expand_as(margins), torch.ones_like(deviation)
     standard = (margins - mean) / deviation
     found = torch.zeros(2, dtype=torch.float64, device=margins.device, requires_grad=True)
     optimiser = torch.optim.LBFGS([found], max_iter=LBFGS_STEPS, line_search_fn="strong_wolfe")

@@ -43,6 +43,18 @@ def test_calibration_does_not_turn_a_preference_around() -> None:
     assert float(task_loss(-2 * signs, signs, found)) == pytest.approx(math.log(2), abs=1e-3)
 
 
+@pytest.mark.parametrize("noise", [0.0, 1e-6])
+def test_margins_that_are_all_the_same_say_nothing(noise: float) -> None:
+    """As of a network without nodes on prompts that end alike: no scale makes an answer of their rounding."""
+    signs = torch.tensor([1.0, -1.0]).repeat(50)
+    searched, held_out = (
+        3.3 + noise * torch.randn(100, generator=torch.Generator().manual_seed(seed)) for seed in (0, 1)
+    )
+    found = calibrate(searched, signs)
+    assert found.scale == pytest.approx(1)
+    assert float(task_loss(held_out, signs, found)) == pytest.approx(math.log(2), abs=1e-5)
+
+
 def measured(loss: float) -> Measured:
     return Measured(loss, loss, 0.5, Calibration())
 
