@@ -78,10 +78,12 @@ def simulation(
 
 
 def correlation(a_T: npt.NDArray[np.float32], b_T: npt.NDArray[np.float32]) -> float | None:
-    """Pearson; None where either is constant."""
+    """Pearson; None where either is constant, or empty."""
+    if not len(a_T) or a_T.min() == a_T.max() or b_T.min() == b_T.max():
+        return None
     a, b = (one.astype(np.float64) - one.mean(dtype=np.float64) for one in (a_T, b_T))
     scale = np.sqrt((a @ a) * (b @ b))
-    return float(a @ b / scale) if scale > 0 else None
+    return float(a @ b / scale) if scale > 0 else None  # numbers so small that their squares vanish
 
 
 def _by_quantile(truth: Sequence[bool], answers: Sequence[bool | None], quantiles: Sequence[int]) -> list[float | None]:

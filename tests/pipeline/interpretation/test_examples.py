@@ -123,6 +123,9 @@ def test_correlation_by_hand() -> None:
     assert correlation(a, 2 * a + 1) == pytest.approx(1)
     assert correlation(a, -a) == pytest.approx(-1)
     assert correlation(a, np.ones(4, dtype=np.float32)) is None
+    # A mean of tenths is not quite a tenth.
+    assert correlation(np.full(4, 0.1, dtype=np.float32), a) is None
+    assert correlation(a[:0], a[:0]) is None
 
 
 def test_marked_text_and_answers_of_a_chat() -> None:
