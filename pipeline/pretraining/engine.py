@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from pipeline.networks import build_network
-from pipeline.pretraining.contexts import Batches, Contexts, read_contexts
+from pipeline.pretraining.contexts import Batches, Contexts, Splits, read_contexts
 from pipeline.pretraining.prepare import (
     COMPLETE,
     Prepared,
@@ -38,7 +38,7 @@ from pipeline.training.checkpoint import Checkpoints, Progress
 from pipeline.training.clock import Clock
 from pipeline.training.tracker import Trackers, open_trackers
 from pipeline.training.world import World
-from schemas.errors import DivergenceError
+from schemas.errors import DivergenceError, SpecError
 from schemas.train_model import MODEL, SNAPSHOTS, TrainModelSpec
 
 _STATE = "model"
@@ -69,7 +69,7 @@ def pretrain(
 
     Raises:
         DivergenceError: the loss or the gradient is not finite; the last checkpoint is kept.
-        SpecError: the corpus has too little text for one batch.
+        SpecError: the corpus has too little text for one batch, or none that is held out.
     """
     if (summary := finished(spec)) is not None:
         return summary
@@ -90,9 +90,7 @@ class _Run:
         vocab_size = load_tokenizer(str(self._tokenizer)).vocab_size
         splits = read_contexts(open_table(prepared), vocab_size)
         self._contexts = splits.train
-        self._held_out: Contexts | None = None
-        if spec.held_out is not None and len(splits.held_out):
-            self._held_out = splits.held_out.first(spec.held_out.num_tokens)
+        self._held_out = _held_out(spec, splits)
         self._batches = Batches(len(self._contexts), spec.batch_contexts, spec.seed)
         width = int(max(each.lengths.max(initial=2) for each in (splits.train, splits.held_out)))
         self._trainer = ModelTrainer(build_network(spec.network, vocab_size, spec.seed), spec, device, width)
@@ -228,6 +226,19 @@ class _Run:
             Objects(spec.output).write(COMPLETE, (json.dumps(record, indent=1) + "\n").encode())
         self._world.barrier()
         return summary
+
+
+def _held_out(spec: TrainModelSpec, splits: Splits) -> Contexts | None:
+    """What the held-out loss is measured on; None where the spec wants none."""
+    if spec.held_out is None:
+        return None
+    if not len(splits.held_out):
+        raise SpecError(
+            f"{spec.name}: held_out measures on documents that were held out, and of the {len(splits.train)} contexts "
+            f"of this corpus none are (tokens.held_out_fraction is {spec.tokens.held_out_fraction:g}): raise it, take "
+            "more documents, or set held_out: null"
+        )
+    return splits.held_out.first(spec.held_out.num_tokens)
 
 
 def _metrics(figures: StepFigures) -> dict[str, float]:

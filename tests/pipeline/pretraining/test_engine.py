@@ -166,9 +166,20 @@ def test_divergence_is_an_error_and_nothing_of_it_is_kept(tmp_path: Path) -> Non
     assert not Path(spec.output, "model").exists()
 
 
+def test_a_corpus_without_held_out_documents_is_refused(tmp_path: Path) -> None:
+    spec = model_spec(str(tmp_path / "out"), snapshots=[], steps=2)
+    spec = spec.model_copy(update={"tokens": spec.tokens.model_copy(update={"held_out_fraction": 1e-9})})
+    with pytest.raises(SpecError, match="of the 300 contexts of this corpus none are"):
+        run(spec)
+
+
 def test_the_output_is_a_folder(tmp_path: Path) -> None:
     with pytest.raises(SpecError, match="no folder of a disk"):
         prepare(model_spec("memory://there"))
+    (tmp_path / "file").write_text("here")
+    for output in ("file", "file/below"):
+        with pytest.raises(SpecError, match="file is a file"):
+            prepare(model_spec(str(tmp_path / output)))
 
 
 def test_the_rate_rises_and_falls() -> None:
