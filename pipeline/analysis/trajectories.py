@@ -53,7 +53,7 @@ def mean_trajectories(norms_FH: torch.Tensor) -> torch.Tensor:
     onset_F = onset(norms_FH)
     alive_F = onset_F >= 0
     share_FH = (norms_FH[alive_F] / _greatest(norms_FH[alive_F])).double()
-    total_HH = torch.zeros(num_targets, num_targets, dtype=torch.float64).index_add_(0, onset_F[alive_F], share_FH)
+    total_HH = share_FH.new_zeros(num_targets, num_targets).index_add_(0, onset_F[alive_F], share_FH)
     return total_HH / torch.bincount(onset_F[alive_F], minlength=num_targets)[:, None]
 
 
@@ -86,9 +86,9 @@ def mean_rotation(parts: Mapping[str, torch.Tensor], *, share: float = 0.5, bloc
     num_latents = next(iter(parts.values())).shape[0]
     norms_FH = norms(parts)
     alive_FH = (norms_FH > share * _greatest(norms_FH)) & (norms_FH >= NO_NORM)
-    total_HH = torch.zeros(len(parts), len(parts), dtype=torch.float64)
+    total_HH = norms_FH.new_zeros(len(parts), len(parts), dtype=torch.float64)
     count_HH = torch.zeros_like(total_HH)
-    for latents in torch.split(torch.arange(num_latents), block):
+    for latents in torch.split(torch.arange(num_latents, device=norms_FH.device), block):
         both_FHH = alive_FH[latents, :, None] & alive_FH[latents, None, :]
         total_HH += (rotation(parts, latents) * both_FHH).sum(0, dtype=torch.float64)
         count_HH += both_FHH.sum(0)

@@ -94,6 +94,15 @@ def test_dimensionalities_never_exceed_the_width(num_rows: int, width: int, seed
     assert float(trajectories.dimensionalities(rows_FD).sum()) <= width * (1 + 1e-6)
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_figures_of_weights_on_a_gpu() -> None:
+    parts = {f"snapshot{k}": torch.randn(6, 4, generator=torch.Generator().manual_seed(k)) for k in range(3)}
+    there = {name: part.cuda() for name, part in parts.items()}
+    for figure in (trajectories.mean_rotation, lambda parts: trajectories.mean_trajectories(trajectories.norms(parts))):
+        torch.testing.assert_close(figure(there).cpu(), figure(parts), equal_nan=True)
+
+
 def test_trajectories_are_averaged_by_onset() -> None:
     norms = torch.tensor([[2.0, 1.0, 0.0], [4.0, 4.0, 4.0], [0.1, 0.2, 1.0], [0.0, 0.0, 0.0]])
     found = trajectories.mean_trajectories(norms)
