@@ -14,8 +14,10 @@ import ray
 from pipeline.circuits.job import Search, conclude, finished, identity, run_search, searches
 from pipeline.store.retention import noted_use
 from schemas.circuit import CircuitSpec
+from schemas.errors import ResourceError
 from workers import board
 from workers.answers import answer_of
+from workers.cluster import Cluster
 from workers.progress import Progress
 
 POLL_S = 0.5
@@ -39,6 +41,23 @@ def run_circuit(spec: CircuitSpec, *, progress: Progress) -> dict[str, Any]:
         end = ray.remote(num_cpus=1, max_retries=1)(_conclude)
         figures: dict[str, Any] = _answer(end.remote(spec.model_dump(mode="json"), facts, ordered), spec.name)
     return {**figures, "reused": not waiting}
+
+
+def require_room(spec: CircuitSpec, cluster: Cluster) -> None:
+    """Refuse searches that a cluster of fixed size can never hold, which would wait for ever.
+
+    Raises:
+        ResourceError: one search asks for more cores or GPUs than there are.
+    """
+    ask = spec.workers
+    for what, field, wanted, there in (
+        ("CPU cores", "cpus_per_search", ask.cpus_per_search, cluster.num_cpus),
+        ("GPUs", "gpus_per_search", ask.gpus_per_search, cluster.num_gpus),
+    ):
+        if wanted > there:
+            raise ResourceError(
+                f"{spec.name}: a search needs {wanted:g} {what}, this machine has {there:g}; lower workers.{field}"
+            )
 
 
 def _searched(

@@ -66,7 +66,7 @@ def run_job(job: AnyJob, *, address: str | None = None, progress: Progress | Non
     try:
         with connect(job.cluster if isinstance(job, PipelineSpec) else ClusterSpec(), address) as cluster:
             for each in jobs:
-                if isinstance(each, TrainSpec | TrainModelSpec) and cluster.is_own:
+                if isinstance(each, TrainSpec | TrainModelSpec | CircuitSpec) and cluster.is_own:
                     _require_room(each, cluster)
             for part in parts:
                 run.write("running")
@@ -80,10 +80,13 @@ def run_job(job: AnyJob, *, address: str | None = None, progress: Progress | Non
     return run.write("succeeded")
 
 
-def _require_room(job: TrainSpec | TrainModelSpec, cluster: Cluster) -> None:
-    from workers import train, train_model
+def _require_room(job: TrainSpec | TrainModelSpec | CircuitSpec, cluster: Cluster) -> None:
+    from workers import circuit, train, train_model
     from workers.rank_group import require_room
 
+    if isinstance(job, CircuitSpec):
+        circuit.require_room(job, cluster)
+        return
     require_room(train.group_of(job) if isinstance(job, TrainSpec) else train_model.group_of(job), cluster)
 
 

@@ -9,7 +9,11 @@ import pytest
 import yaml
 
 from pipeline.circuits.planted import CIRCUIT, save_planted
+from schemas.circuit import CircuitSpec
+from schemas.errors import ResourceError
 from schemas.pipeline import JOB_ADAPTER
+from workers.circuit import require_room
+from workers.cluster import Cluster
 from workers.run import run_job
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "circuits.yaml"
@@ -47,3 +51,15 @@ def test_the_planted_circuit_from_its_store_to_the_report(
     third = run_job(job)
     assert not third["jobs"]["search"]["reused"]
     assert {path.name: path.read_bytes() for path in (output / "searches").iterdir()} == kept
+
+
+def test_searches_that_will_never_have_room_are_refused() -> None:
+    laptop = Cluster("local", num_cpus=2, num_gpus=0, is_own=True)
+    facts = {"model": {"path": "m"}, "ablation": "zero", "output": "out"}
+    require_room(CircuitSpec.model_validate(facts | {"workers": {"num_workers": 8, "cpus_per_search": 2}}), laptop)
+    for workers, said in (
+        ({"cpus_per_search": 3}, r"needs 3 CPU cores, this machine has 2; lower workers\.cpus_per_search"),
+        ({"gpus_per_search": 0.5}, r"needs 0\.5 GPUs, this machine has 0; lower workers\.gpus_per_search"),
+    ):
+        with pytest.raises(ResourceError, match=said):
+            require_room(CircuitSpec.model_validate(facts | {"workers": workers}), laptop)
