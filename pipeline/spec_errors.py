@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import types
 from collections.abc import Sequence
-from typing import Annotated, Any, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
@@ -19,7 +19,33 @@ _MOVED = {"value_error", "assertion_error"}
 
 def explained(error: ValidationError, spec: Any = AnyJob) -> list[str]:
     """One line for each wrong field of ``spec``, in the order of the fields."""
-    return [explained_details(details, spec) for details in error.errors(include_url=False)]
+    found: dict[tuple[int | str, ...], list[ErrorDetails]] = {}
+    for details in error.errors(include_url=False):
+        found.setdefault(_place(details["loc"], spec), []).append(details)
+    return [line for several in found.values() for line in _of_one_place(several, spec)]
+
+
+def _of_one_place(several: list[ErrorDetails], spec: Any) -> list[str]:
+    """Errors of all forms that a field may have: those inside the form that it was given in, if it was in any."""
+    place = _place(several[0]["loc"], spec)
+    inside = [details for details in several if len(details["loc"]) > len(place) + 1]
+    if inside or len(several) == 1:
+        return [explained_details(details, spec) for details in inside or several]
+    path, owner = locate(several[0]["loc"], spec)
+    *others, last = [_said(details, owner) for details in several]
+    got = f", got {shown(several[0]['input'])}"
+    said = ", or ".join([*(one.removesuffix(got) for one in others), last])
+    return [f"{path}: {said}" if path else said]
+
+
+def _place(loc: tuple[int | str, ...], spec: Any) -> tuple[int | str, ...]:
+    """The part of a location that leads to the first field which may have several forms; all of it if none may."""
+    here = spec
+    for index, step in enumerate(loc):
+        if _forms(here):
+            return loc[:index]
+        here = _next(here, step)
+    return loc
 
 
 def explained_details(details: ErrorDetails, spec: Any = AnyJob) -> str:
@@ -32,7 +58,8 @@ def explained_details(details: ErrorDetails, spec: Any = AnyJob) -> str:
 def locate(loc: Sequence[int | str], spec: Any = AnyJob) -> tuple[str, type[BaseModel] | None]:
     """``(field path as in the file, the spec that has or lacks the last field)`` of a pydantic location.
 
-    pydantic puts the tag of a discriminated union into the location; following the types tells tags from fields.
+    pydantic puts the tag of a discriminated union, and the form that it tried of any other, into the location;
+    following the types tells them from fields.
     """
     here = spec
     path, owner = "", None
@@ -40,13 +67,42 @@ def locate(loc: Sequence[int | str], spec: Any = AnyJob) -> tuple[str, type[Base
         if step == "[key]":  # the key before it is what is wrong
             continue
         specs = _specs(here)
-        if len(specs) > 1:
-            here = next((spec for spec in specs if step in _tags(spec)), Any)
-            continue
-        owner = specs[0] if specs else None
-        path += f"[{step}]" if isinstance(step, int) else f".{step}"
-        here = _inside(here, owner, step)
+        if len(specs) < 2 and not _forms(here):
+            owner = specs[0] if specs else None
+            path += f"[{step}]" if isinstance(step, int) else f".{step}"
+        here = _next(here, step)
     return path.removeprefix("."), owner
+
+
+def _next(here: Any, step: int | str) -> Any:
+    """The annotation behind a step of a location."""
+    if step == "[key]":
+        return here
+    specs = _specs(here)
+    if len(specs) > 1:
+        return next((spec for spec in specs if step in _tags(spec)), Any)
+    if forms := _forms(here):
+        return next((form for form in forms if _is_called(form, str(step))), Any)
+    return _inside(here, specs[0] if specs else None, step)
+
+
+def _forms(annotation: Any) -> list[Any]:
+    """What a value may be that no tag tells apart, such as a spec or a list; empty where there is one form."""
+    while get_origin(annotation) is Annotated:
+        annotation = get_args(annotation)[0]
+    if get_origin(annotation) not in {Union, types.UnionType} or len(_specs(annotation)) > 1:
+        return []
+    forms = [form for form in get_args(annotation) if form is not types.NoneType]
+    return forms if len(forms) > 1 else []
+
+
+def _is_called(form: Any, name: str) -> bool:
+    """Whether pydantic calls a form of a field so."""
+    while get_origin(form) is Annotated:
+        form = get_args(form)[0]
+    kind = get_origin(form) or form
+    known = "literal" if kind is Literal else kind.__name__
+    return name == known or name.startswith(f"{known}[")
 
 
 def _specs(annotation: Any) -> list[type[BaseModel]]:

@@ -148,6 +148,32 @@ def test_wrong_fields_are_named_by_their_full_path(write: Write, before: str, af
     assert message in refusal(write(PIPELINE.replace(before, after, 1)))
 
 
+MODEL = """
+kind: train_model
+tokens: {corpus: {format: grammar, grammar: {kind: bigram}}, packing: {context_length: 64}, held_out_fraction: 0.1}
+steps: 9
+output: out
+snapshots: SNAPSHOTS
+"""
+
+
+@pytest.mark.parametrize(
+    ("snapshots", "message"),
+    [
+        ("[0, -1]", ": snapshots[1]: should be greater than or equal to 0, got -1"),
+        ("{cuont: 4}", ": snapshots.cuont: unknown field; did you mean 'count'?"),
+        (
+            "all",
+            ": snapshots: should be a valid dictionary or instance of LogSpaced, or should be a valid list",
+        ),
+    ],
+)
+def test_a_field_of_several_forms_is_judged_by_the_form_that_it_has(write: Write, snapshots: str, message: str) -> None:
+    text = refusal(write(MODEL.replace("SNAPSHOTS", snapshots)))
+    assert message in text
+    assert "fields are wrong" not in text
+
+
 def test_all_wrong_fields_are_told_at_once(write: Write) -> None:
     text = refusal(write(PIPELINE), "jobs[0].storage.dtype=bf16", "jobs[1].batch_rows=0", "zzz=1")
     assert "3 fields are wrong" in text
