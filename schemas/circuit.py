@@ -135,7 +135,7 @@ class CircuitSpec(Spec):
         if self.ablation == "zero" and self.store is not None:
             raise ValueError("ablation: zero takes no means, so store would not be read; leave it out")
         if not isinstance(self.tasks, str) and len(set(self.tasks)) < len(self.tasks):
-            raise ValueError("tasks names one task twice")
+            raise ValueError(f"tasks names one task twice: {self.tasks}")
         if self.model.kind != "causal_lm":
             raise ValueError(f"circuits need a model of kind causal_lm, model.kind is {self.model.kind!r}")
         return self
