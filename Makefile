@@ -104,3 +104,9 @@ study-universality: setup
 study-network-variants: setup
 	$(BIN)/headworks run examples/network_variants.yaml
 	$(BIN)/python examples/network_variants.py runs/network_variants
+
+.PHONY: study-weight-sparse
+
+study-weight-sparse: setup
+	$(BIN)/headworks run examples/weight_sparse.yaml
+	$(BIN)/python examples/weight_sparse.py --save
