@@ -85,11 +85,18 @@ study-interpretation: setup
 	  logits=runs/interpretation/logits_explain/interpretation.json:dictionaries \
 	  seconds=runs/interpretation/summary.json:seconds
 
-.PHONY: study-sparsity-ablations study-dilution-and-bridges
+.PHONY: study-sparsity-ablations study-bracket-dilution study-bridges
 
 study-sparsity-ablations: setup
 	$(BIN)/headworks run examples/sparsity_ablations.yaml
 	$(BIN)/python examples/sparsity_ablations.py
+
+# Both of the pair that study-weight-sparse trains.
+study-bracket-dilution: study-weight-sparse
+	$(BIN)/python examples/bracket_dilution.py runs/weight_sparse/dense/model runs/weight_sparse/sparse/model
+
+study-bridges: study-weight-sparse
+	$(BIN)/python examples/bridges.py runs/weight_sparse/dense/model runs/weight_sparse/sparse/model runs/weight_sparse/sparse/tokens
 
 .PHONY: study-universality study-network-variants
 
