@@ -46,9 +46,12 @@ class Diluted:
     nested: Answers
     """Lists of two lists, to be closed with two brackets: the first has two numbers, the second all others, which
     distract."""
+    early: Answers
+    """The same with two numbers in the second list and all others in the first: diluted as much, but the last bracket
+    is near. What fails on ``nested`` and not here goes by the last bracket, and not by an average over the context."""
     paired: Answers
     """Lists of lists of two numbers, the last unfinished: as many numbers, but each pair has brackets of its own, so
-    nothing is diluted. The control: what fails here as well fails because of the length, or of what was trained."""
+    nothing is diluted. What fails here as well fails because of the length."""
 
 
 @torch.no_grad()
@@ -65,8 +68,9 @@ def dilution(
     found = []
     for count in numbers:
         flat, nested = _answers(network, tokenizer, spec, count, _in_the_last)
+        _, early = _answers(network, tokenizer, spec, count, _in_the_first)
         _, paired = _answers(network, tokenizer, spec, count, _in_pairs)
-        found.append(Diluted(numbers=count, flat=flat, nested=nested, paired=paired))
+        found.append(Diluted(numbers=count, flat=flat, nested=nested, early=early, paired=paired))
     return found
 
 
@@ -98,6 +102,10 @@ def _brackets(numbers: int, inner: Inner) -> Template:
 
 def _in_the_last(digits: list[str]) -> list[list[str]]:
     return [digits[:2], digits[2:]]
+
+
+def _in_the_first(digits: list[str]) -> list[list[str]]:
+    return [digits[:-2], digits[-2:]]
 
 
 def _in_pairs(digits: list[str]) -> list[list[str]]:

@@ -45,20 +45,20 @@ def test_distractors_dilute_the_count(tokenizer: Tokenizer) -> None:
     assert [one.numbers for one in found] == [4, 6, 8, 12, 24]
     for one in found:
         assert one.flat.error == 0
-        # The counter sees the outer bracket alone, so pairs dilute it as well.
-        for answers in (one.nested, one.paired):
+        # The counter sees the outer bracket alone, wherever it is, so pairs dilute it as well.
+        for answers in (one.nested, one.early, one.paired):
             assert answers.error == pytest.approx(float(answers.tokens * THRESHOLD > 1))
             assert (answers.margin > 0) == (answers.error == 0)
         assert one.paired.tokens >= one.nested.tokens
     assert {one.nested.error for one in found} == {0.0, 1.0}
 
 
-def test_the_control_has_brackets_for_every_pair(tokenizer: Tokenizer) -> None:
+def test_the_controls_tell_an_average_from_the_length_and_the_last_bracket(tokenizer: Tokenizer) -> None:
     """One that counts all opening brackets over its context loses count in one long list, and not among pairs."""
     network = counter(tokenizer)
     inner = tokenizer.pieces(range(tokenizer.vocab_size)).index(" [")
     with torch.no_grad():
         network.decoder.model.embed.weight[inner, 0] = 1
     (found,) = dilution(network, tokenizer, [24], pairs=8)
-    assert found.nested.error == 1
-    assert found.paired.error == 0
+    assert (found.nested.error, found.early.error, found.paired.error) == (1, 1, 0)
+    assert found.early.tokens == found.nested.tokens
