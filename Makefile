@@ -80,7 +80,8 @@ clean:
 
 study-interpretation: setup
 	$(BIN)/headworks run examples/interpretation.yaml
-	$(BIN)/python examples/save_result.py interpretation --without latents -- \
+	$(BIN)/python examples/save_result.py interpretation --without latents density_histogram interpretation -- \
+	  reconstruction=runs/interpretation/evaluation.json:dictionaries \
 	  tokens=runs/interpretation/tokens_explain/interpretation.json:dictionaries \
 	  logits=runs/interpretation/logits_explain/interpretation.json:dictionaries \
 	  seconds=runs/interpretation/summary.json:seconds
