@@ -106,12 +106,23 @@ study-universality: setup
 	$(BIN)/python examples/save_result.py universality --without pairs density_histogram fvu_of_target -- \
 	  compared=runs/universality/evaluation.json:universality \
 	  dictionaries=runs/universality/evaluation.json:dictionaries \
-	  models=runs/universality/summary.json:models \
-	  seconds=runs/universality/summary.json:seconds
+	  models=runs/universality/summary.json:models
 
 study-network-variants: setup
 	$(BIN)/headworks run examples/network_variants.yaml
 	$(BIN)/python examples/network_variants.py runs/network_variants
+
+.PHONY: study-concepts
+
+# The second run is the control: no warm-up of the learning rate.
+study-concepts: setup
+	$(BIN)/headworks run examples/concepts.yaml
+	$(BIN)/headworks run examples/concepts.yaml --set 'jobs[model].schedule.warmup_fraction=0' \
+	  --set output=runs/concepts_control --set 'jobs[model].output=runs/concepts_control/model' \
+	  --set 'jobs[collect].output=runs/concepts_control/group' \
+	  --set 'jobs[train].output=runs/concepts_control/dictionaries' \
+	  --set 'jobs[evaluate].output=runs/concepts_control'
+	$(BIN)/python examples/concepts.py runs/concepts runs/concepts_control --plot docs/pictures/concepts.svg
 
 .PHONY: study-weight-sparse
 
