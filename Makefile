@@ -106,18 +106,11 @@ study-universality: setup
 	$(BIN)/python examples/save_result.py universality --without pairs density_histogram fvu_of_target -- \
 	  compared=runs/universality/evaluation.json:universality \
 	  dictionaries=runs/universality/evaluation.json:dictionaries \
-	  models=runs/universality/summary.json:models \
-	  seconds=runs/universality/summary.json:seconds
+	  models=runs/universality/summary.json:models
 
 study-network-variants: setup
 	$(BIN)/headworks run examples/network_variants.yaml
 	$(BIN)/python examples/network_variants.py runs/network_variants
-
-.PHONY: study-weight-sparse
-
-study-weight-sparse: setup
-	$(BIN)/headworks run examples/weight_sparse.yaml
-	$(BIN)/python examples/weight_sparse.py --save
 
 .PHONY: study-concepts
 
@@ -130,3 +123,9 @@ study-concepts: setup
 	  --set 'jobs[train].output=runs/concepts_control/dictionaries' \
 	  --set 'jobs[evaluate].output=runs/concepts_control'
 	$(BIN)/python examples/concepts.py runs/concepts runs/concepts_control --plot docs/pictures/concepts.svg
+
+.PHONY: study-weight-sparse
+
+study-weight-sparse: setup
+	$(BIN)/headworks run examples/weight_sparse.yaml
+	$(BIN)/python examples/weight_sparse.py --save
