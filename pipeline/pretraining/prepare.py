@@ -58,7 +58,7 @@ def output_folder(spec: TrainModelSpec) -> Path:
     """The output as a folder.
 
     Raises:
-        SpecError: it is not on a disk: models are loaded from folders; or it, or a folder above it, is a file.
+        SpecError: it is not on a disk: models are loaded from folders.
     """
     objects = Objects(spec.output)
     if not objects.is_local:
@@ -66,11 +66,7 @@ def output_folder(spec: TrainModelSpec) -> Path:
             f"{spec.name}: output {spec.output!r} is no folder of a disk, but models are loaded from folders: give a "
             "local path, for several machines one that all of them see"
         )
-    folder = Path(objects.url)
-    for place in (folder, *folder.parents):
-        if place.is_file():
-            raise SpecError(f"{spec.name}: output {spec.output!r} is to be a folder, but {place} is a file")
-    return folder
+    return Path(objects.url)
 
 
 def table_url(spec: TrainModelSpec) -> str:

@@ -15,7 +15,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from pipeline.store.failures import translated
-from schemas.errors import ResourceError
+from schemas.errors import ResourceError, SpecError
 
 _NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
 
@@ -120,8 +120,11 @@ def _make_folder(folder: Path) -> None:
     if folder.is_dir():
         return
     _make_folder(folder.parent)
-    with suppress(FileExistsError):
+    try:
         folder.mkdir()
+    except FileExistsError:
+        if not folder.is_dir():
+            raise SpecError(f"{folder} is a file, and a folder is to be written there: choose another output") from None
     _flush_folder(folder.parent)
 
 

@@ -15,7 +15,7 @@ import pytest
 
 from pipeline.store.objects import Objects, is_partial
 from pipeline.store.reader import Store
-from schemas.errors import MissingError, ResourceError, UnreachableError
+from schemas.errors import MissingError, ResourceError, SpecError, UnreachableError
 
 
 @contextmanager
@@ -89,6 +89,10 @@ def test_a_folder_that_is_a_file_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(MissingError, match="file/a"):
         Objects(str(tmp_path / "file")).read("a")
+    for root in (tmp_path / "file", tmp_path / "file" / "below"):
+        for write in (Objects(str(root)).write, Objects(str(root)).create):
+            with pytest.raises(SpecError, match="file is a file"):
+                write("a", b"")
 
 
 @pytest.mark.parametrize(("number", "kind"), [(errno.ENOTSUP, ResourceError), (errno.EACCES, UnreachableError)])
