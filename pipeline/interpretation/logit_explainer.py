@@ -87,11 +87,11 @@ def direct_logits(
     parts = torch.split(trained.dictionary.decoder.detach(), list(trained.record.d_target.values()), dim=1)
     rows_FD = parts[list(trained.record.d_target).index(target)].float().cpu()
     unembedding_VD = _unembedding(loaded, rows_FD.shape[1])
-    norm = _last_norm(loaded, rows_FD.shape[1])
+    norm = last_norm(loaded, rows_FD.shape[1])
     found: dict[int, npt.NDArray[np.float32]] = {}
     for start in range(0, len(latents), block):
         chosen = list(latents[start : start + block])
-        logits_FV = _through(rows_FD[chosen], norm) @ unembedding_VD.T
+        logits_FV = through_norm(rows_FD[chosen], norm) @ unembedding_VD.T
         logits_FV -= logits_FV.mean(dim=1, keepdim=True)
         logits_FV /= logits_FV.std(dim=1, keepdim=True).clamp(min=1e-12)
         found |= {latent: row.numpy() for latent, row in zip(chosen, logits_FV, strict=True)}
@@ -110,8 +110,9 @@ def _unembedding(loaded: LoadedModel, width: int) -> Tensor:
     return found
 
 
-def _last_norm(loaded: LoadedModel, width: int) -> nn.Module | None:
-    """Norms behind the blocks are the backbone's own children with a gain for each channel."""
+def last_norm(loaded: LoadedModel, width: int) -> nn.Module | None:
+    """The norm before the unembedding; None without one. Norms behind the blocks are the backbone's own children with
+    a gain for each channel."""
     norms = [
         child
         for child in loaded.backbone.children()
@@ -120,13 +121,19 @@ def _last_norm(loaded: LoadedModel, width: int) -> nn.Module | None:
     return norms[-1] if norms else None
 
 
-def _through(rows_FD: Tensor, norm: nn.Module | None) -> Tensor:
-    """The linear part of the norm."""
+def through_norm(rows_FD: Tensor, norm: nn.Module | None) -> Tensor:
+    """The linear part of a LayerNorm or RMSNorm: gain, and centring. What it makes of ones tells which it is, and the
+    gain, which is not the weight everywhere (Gemma's is 1 + weight)."""
     if norm is None:
         return rows_FD
-    centred = rows_FD - rows_FD.mean(dim=1, keepdim=True) if isinstance(norm, nn.LayerNorm) else rows_FD
-    gain: Any = norm.weight
-    scaled: Tensor = centred * gain.detach().float().cpu()
+    weight: Any = norm.weight
+    ones = torch.ones_like(weight)[None]
+    # Biases cancel.
+    gain_D: Tensor = (norm(ones) - norm(-ones))[0].detach().float().cpu() / 2
+    if gain_D.any():
+        return rows_FD * gain_D
+    # It takes the mean off, so that of ones nothing is left.
+    scaled: Tensor = (rows_FD - rows_FD.mean(dim=1, keepdim=True)) * weight.detach().float().cpu()
     return scaled
 
 
