@@ -73,6 +73,7 @@ def test_lists_end_where_the_learned_positions_do(folders: list[str]) -> None:
     assert set(found[0]) == {"numbers", "flat", "nested", "early", "paired"}
 
 
+@pytest.mark.slow
 def test_bridges_are_trained_and_held_against_what_they_were(folders: list[str], table: str) -> None:
     bridges = example("bridges")
     found = bridges.bridged(*map(bridges.load, folders), table, steps=12, batch=4)

@@ -57,6 +57,8 @@ def test_each_run_differs_from_the_recipe_in_what_its_name_says() -> None:
         "no_survivors": {"sparsity.survivors"},
         "fixed_share": {"sparsity.anneal_stop"},
         "dense": {"sparsity", "optimiser.epsilon", "optimiser.learning_rate"},
+        "recipe.1": {"seed"},
+        "no_clip.1": {"sparsity.gradient", "seed"},
     }
 
 
