@@ -32,18 +32,20 @@ def read(folder: Path) -> Figures:
     }
     if not (folder / "evaluation.json").exists():
         return found
-    return found | evaluated(json.loads((folder / "evaluation.json").read_text()), model["tokens"]["corpus"])
+    corpus = model["tokens"]["corpus"]
+    source = MarkovSource(BigramSource.model_validate(corpus["grammar"]), corpus["seed"]).entropies()
+    exact = {"unigram": source.unigram, "bigram": source.bigram, "source": source.source}
+    evaluation = json.loads((folder / "evaluation.json").read_text())
+    phases = reached(evaluation["snapshots"], found["held_out_loss"], exact)
+    return found | {"exact_entropy": exact, "reached": phases} | evaluated(evaluation)
 
 
-def evaluated(evaluation: Figures, corpus: Figures) -> Figures:
-    """Of the evaluate job, and what is known of the corpus that the model was trained on."""
+def evaluated(evaluation: Figures) -> Figures:
+    """Of the evaluate job; entropies are those of the store's text."""
     (dictionary,) = evaluation["dictionaries"].values()
     phases, crosscoder = evaluation["snapshots"], dictionary["crosscoder"]
-    source = MarkovSource(BigramSource.model_validate(corpus["grammar"]), corpus["seed"]).entropies()
     return {
         "entropy": {"unigram": phases["entropy_unigram"], "bigram": phases["entropy_bigram"]},
-        "exact_entropy": {"unigram": source.unigram, "bigram": source.bigram, "source": source.source},
-        "reached": reached(phases),
         "snapshots": [
             {name: one[name] for name in ("step", "loss", "kl_unigram", "kl_bigram")} for one in phases["snapshots"]
         ],
@@ -54,22 +56,21 @@ def evaluated(evaluation: Figures, corpus: Figures) -> Figures:
     }
 
 
-def reached(phases: Figures) -> Figures:
-    """Steps of the snapshots at which either KL is least, and of the first whose loss is below either entropy; None
-    where none is."""
-    snapshots = phases["snapshots"]
+def reached(phases: Figures, held_out_loss: dict[int, float], exact: Figures) -> Figures:
+    """Steps of the snapshots at which either KL is least, and of the first whose held-out loss is below either exact
+    entropy of the model's own text; None where none is."""
 
     def least(name: str) -> int:
-        return int(min(snapshots, key=lambda one: one[name])["step"])
+        return int(min(phases["snapshots"], key=lambda one: one[name])["step"])
 
     def below(entropy: float) -> int | None:
-        return next((one["step"] for one in snapshots if one["loss"] < entropy), None)
+        return next((step for step, loss in held_out_loss.items() if loss < entropy), None)
 
     return {
         "kl_unigram_least": least("kl_unigram"),
         "kl_bigram_least": least("kl_bigram"),
-        "loss_below_unigram": below(phases["entropy_unigram"]),
-        "loss_below_bigram": below(phases["entropy_bigram"]),
+        "loss_below_unigram": below(exact["unigram"]),
+        "loss_below_bigram": below(exact["bigram"]),
     }
 
 
@@ -82,22 +83,23 @@ def cosines(rotation: list[list[float | None]]) -> Figures:
 
 
 def draw(runs: dict[str, Figures], path: Path) -> None:
-    """Held-out loss of all runs; of the first both KL, cosines of neighbouring snapshots, and where latents peak."""
+    """Held-out loss and both KL, cosines of neighbouring snapshots, and where latents peak; a line style for a run."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(11, 3.4), layout="constrained")
     left, middle, right = figure.subplots(1, 3)
     for (name, one), style in zip(runs.items(), ("-", "--"), strict=False):
         left.plot(*zip(*one["held_out_loss"].items(), strict=True), style, color="C0", label=f"loss, {name}")
-    first = next(iter(runs.values()))
-    steps = [each["step"] for each in first["snapshots"]]
-    for colour, what in enumerate(("kl_unigram", "kl_bigram"), start=1):
-        left.plot(steps, [each[what] for each in first["snapshots"]], color=f"C{colour}", label=what.replace("_", " "))
+        steps = [each["step"] for each in one["snapshots"]]
+        for colour, what in enumerate(("kl_unigram", "kl_bigram"), start=1):
+            label = what.replace("_", " ") if style == "-" else None
+            left.plot(steps, [each[what] for each in one["snapshots"]], style, color=f"C{colour}", label=label)
+        middle.plot(steps[1:], one["crosscoder"]["cosines"]["neighbours"], style, color="C3", marker="o", ms=3)
+        right.plot(steps, one["crosscoder"]["peaks"], style, color="C4", marker="o", ms=3)
     for what in ("unigram", "bigram"):
-        left.axhline(first["entropy"][what], color="grey", lw=0.8, ls=":")
-        left.annotate(f"H {what}", (steps[-1], first["entropy"][what]), fontsize="small", ha="right", va="bottom")
-    middle.plot(steps[1:], first["crosscoder"]["cosines"]["neighbours"], "o-", color="C3", ms=3)
-    right.plot(steps, first["crosscoder"]["peaks"], "o-", color="C4", ms=3)
+        entropy = one["exact_entropy"][what]
+        left.axhline(entropy, color="grey", lw=0.8, ls=":")
+        left.annotate(f"H {what}", (steps[-1], entropy), fontsize="small", ha="right", va="bottom")
     left.set_ylabel("nats a token")
     left.legend(fontsize="small")
     middle.set_ylabel("mean cosine with the snapshot before")
