@@ -3,7 +3,8 @@
     headworks run examples/sparsity_ablations.yaml && python examples/sparsity_ablations.py
 
 *Cut off*: a neuron that reads nothing or is read by nothing, since its row of W_up or its column of W_down has only
-zeros; a channel of a head for which that is so of W_q or W_k, which always count together, or of W_v or W_o.
+zeros; a channel of a head for which that is so of W_q or W_k, which always count together, or of W_v or W_o; a token
+that has no weight of the unembedding.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from torch import Tensor
 
 
 def cut_off(weights: dict[str, Tensor]) -> dict[str, float]:
-    """Shares of the neurons and of the heads' channels of all layers."""
+    """Shares of the neurons and of the heads' channels of all layers, and of the tokens."""
     neurons, channels = [], []
     for name, matrix in weights.items():
         if name.endswith("mlp.up_proj.weight"):
@@ -33,6 +34,7 @@ def cut_off(weights: dict[str, Tensor]) -> dict[str, float]:
     return {
         "neurons_cut_off": float(torch.cat(neurons).float().mean()),
         "channels_cut_off": float(torch.cat(channels).float().mean()),
+        "tokens_cut_off": float(_empty(weights["lm_head.weight"], 1).float().mean()),
     }
 
 
@@ -65,12 +67,12 @@ def main(runs: Path) -> None:
     """Read all trainings in the folder; print and keep."""
     names = [path.parent.name for path in sorted(runs.glob("*/train_model.json"))]
     found = {name: figures(runs / name) for name in sorted(names, key=lambda name: (name != "recipe", name))}
-    print(f"{'':16} held-out loss  neurons cut off  channels cut off  gradient RMS, median and highest")
+    print(f"{'':16} held-out loss  neurons cut off  channels cut off  tokens cut off  gradient RMS, median and highest")
     for name, each in found.items():
         rms = each["gradient_rms"]
         print(
             f"{name:16} {each['held_out_loss']:13.3f} {each['neurons_cut_off']:16.1%} {each['channels_cut_off']:17.1%}"
-            f"  {rms['median']:.4f}, {rms['max']:.4f}"
+            f" {each['tokens_cut_off']:15.1%}  {rms['median']:.4f}, {rms['max']:.4f}"
         )
     print(save("sparsity-ablations", {"runs": found}))
 

@@ -26,7 +26,7 @@ def example(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
 def test_a_neuron_is_cut_off_that_reads_or_writes_nothing(example: SimpleNamespace) -> None:
     network = build_network(NetworkSpec(layers=2, d_model=8, heads=2, d_mlp=10), 16, 0)
     weights = network.state_dict()
-    assert example.cut_off(weights) == {"neurons_cut_off": 0, "channels_cut_off": 0}
+    assert example.cut_off(weights) == {"neurons_cut_off": 0, "channels_cut_off": 0, "tokens_cut_off": 0}
     with torch.no_grad():
         first, second = (block.mlp for block in network.model.blocks)
         first.up_proj.weight[3] = 0
@@ -36,9 +36,11 @@ def test_a_neuron_is_cut_off_that_reads_or_writes_nothing(example: SimpleNamespa
         attention.q_proj.weight[5] = 0
         attention.k_proj.weight[5] = 0
         attention.o_proj.weight[:, 6] = 0
+        network.lm_head.weight[2] = 0
     found = example.cut_off(weights)
     assert found["neurons_cut_off"] == pytest.approx(3 / 20)
     assert found["channels_cut_off"] == pytest.approx(2 / 32)
+    assert found["tokens_cut_off"] == pytest.approx(1 / 16)
 
 
 def test_each_run_differs_from_the_recipe_in_what_its_name_says() -> None:
