@@ -83,8 +83,7 @@ study-interpretation: setup
 	$(BIN)/python examples/save_result.py interpretation --without latents density_histogram interpretation -- \
 	  reconstruction=runs/interpretation/evaluation.json:dictionaries \
 	  tokens=runs/interpretation/tokens_explain/interpretation.json:dictionaries \
-	  logits=runs/interpretation/logits_explain/interpretation.json:dictionaries \
-	  seconds=runs/interpretation/summary.json:seconds
+	  logits=runs/interpretation/logits_explain/interpretation.json:dictionaries
 
 .PHONY: study-sparsity-ablations study-bracket-dilution study-bridges
 

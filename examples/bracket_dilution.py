@@ -4,7 +4,7 @@
     make study-weight-sparse                                 trains the pair
     python examples/bracket_dilution.py DENSE SPARSE         folders of the two models
 
-The result is kept in examples/results/bracket-dilution.json.
+The result is kept in examples/results/bracket_dilution.json.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def main(folders: dict[str, str]) -> None:
         for one in rows:
             forms = (f"{form} {one[form]['error']:.2f} ({one[form]['margin']:+.1f})" for form in FORMS)
             print(f"{name:7} {one['numbers']:3} numbers, errors (margins): {', '.join(forms)}")
-    print(save("bracket-dilution", {"errors": errors, "seconds": time.perf_counter() - started}))
+    print(save("bracket_dilution", {"errors": errors, "seconds": time.perf_counter() - started}))
 
 
 if __name__ == "__main__":

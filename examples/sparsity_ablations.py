@@ -1,4 +1,4 @@
-"""What the runs of sparsity_ablations.yaml say, as one table and examples/results/sparsity-ablations.json.
+"""What the runs of sparsity_ablations.yaml say, as one table and examples/results/sparsity_ablations.json.
 
     headworks run examples/sparsity_ablations.yaml && python examples/sparsity_ablations.py
 
@@ -74,7 +74,7 @@ def main(runs: Path) -> None:
             f"{name:16} {each['held_out_loss']:13.3f} {each['neurons_cut_off']:16.1%} {each['channels_cut_off']:17.1%}"
             f" {each['tokens_cut_off']:15.1%}  {rms['median']:.4f}, {rms['max']:.4f}"
         )
-    print(save("sparsity-ablations", {"runs": found}))
+    print(save("sparsity_ablations", {"runs": found}))
 
 
 if __name__ == "__main__":
