@@ -8,7 +8,7 @@
 
 The first three are jobs that go on where they stopped. A quarter of an hour on two cores that other work shared:
 
-    python examples/concepts_over_training.py runs/concepts
+    python examples/concepts_over_training.py runs/concepts_over_training
 """
 
 from __future__ import annotations
@@ -129,4 +129,4 @@ def main(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1] if len(sys.argv) > 1 else "runs/concepts").absolute())
+    main(Path(sys.argv[1] if len(sys.argv) > 1 else "runs/concepts_over_training").absolute())
