@@ -23,7 +23,7 @@ from torch.nn import functional
 from pipeline.models.hooks import resolve, substitute, tap
 from pipeline.networks import HeadworksDecoderForCausalLM
 from pipeline.networks.absolute_topk import AbsTopK
-from schemas.errors import MismatchError
+from schemas.errors import MismatchError, SpecError
 
 
 def sublayer_points(num_layers: int) -> list[str]:
@@ -100,12 +100,34 @@ class Bridges(nn.Module):
         """[D]: what to add to what the dense network reads behind the RMSNorm of a sublayer, to do to it what
         ``change`` of a read channel does to the sparse one.
 
-        ``scale_ratio``: the root mean square of the sparse stream at ``point`` over that of the dense one, since both
-        reads are divided by their own. ``strength`` from 0 to 1.
+        A read is the stream over its own scale, times the gain of its norm: so the change is taken back through the
+        sparse norm, through the bridge, and forth through the dense norm.
+
+        ``scale_ratio``: the root mean square of the sparse stream at ``point`` over that of the dense one.
+        ``strength`` from 0 to 1.
+
+        Raises:
+            SpecError: the sparse network never reads the channel, the gain of its norm is 0.
         """
-        bridge = self.bridges[self.points.index(point)]
+        index = self.points.index(point)
+        bridge = self.bridges[index]
         assert isinstance(bridge, Bridge)
-        return strength * change * scale_ratio * bridge.decode.weight[:, channel].detach()
+        gain_D, gain_S = (_norm_before(network, index).weight.detach() for network in self._networks)
+        if gain_S[channel] == 0:
+            raise SpecError(
+                f"the sparse network does not read channel {channel} at {point}, the gain of its norm is 0: nothing "
+                "can change there; choose another channel"
+            )
+        row_D = bridge.decode.weight[:, channel].detach()
+        return strength * change * scale_ratio * gain_D * row_D / gain_S[channel]
+
+
+def _norm_before(network: HeadworksDecoderForCausalLM, sublayer: int) -> nn.RMSNorm:
+    """Of a sublayer by its number in ``sublayer_points``."""
+    block = network.model.blocks[sublayer // 2]
+    norm = block.ln_2 if sublayer % 2 else block.ln_1
+    assert isinstance(norm, nn.RMSNorm)
+    return norm
 
 
 def streams(

@@ -7,7 +7,7 @@ import torch
 
 from pipeline.circuits.bridges import Bridges, gone_on, streams, sublayer_points
 from pipeline.networks import HeadworksDecoderForCausalLM, build_network
-from schemas.errors import MismatchError
+from schemas.errors import MismatchError, SpecError
 from schemas.network import NetworkSpec
 
 POINTS = sublayer_points(2)
@@ -74,20 +74,34 @@ def test_training_brings_the_networks_together() -> None:
     assert float(after.kl_to_dense.detach()) < 0.7 * float(before.kl_to_dense.detach())
 
 
-def test_an_intervention_is_the_row_of_the_bridge_in_the_dense_read() -> None:
-    """A change of the sparse read is a change of the sparse stream times its scale; through the decoder, over the dense
-    scale, it is a change of the dense read."""
-    bridges = Bridges(decoder(12, 0), decoder(20, 1))
-    bridge = bridges.bridges[1]
+@pytest.mark.parametrize("sublayer", [0, 1, 2, 3])
+def test_an_intervention_moves_the_dense_read_as_the_bridged_stream_does(sublayer: int) -> None:
+    """Of a read (stream over its scale, times a gain) that changes by ``change`` the stream changes by ``change`` times
+    scale over gain; the bridge maps that, and the dense norm reads it."""
+    dense, sparse = decoder(12, 0), decoder(20, 1)
+    norm_of = {0: "0.ln_1", 1: "0.ln_2", 2: "1.ln_1", 3: "1.ln_2"}[sublayer]
+    norms = [network.model.blocks.get_submodule(norm_of) for network in (dense, sparse)]
+    for seed, norm in enumerate(norms):
+        norm.weight.copy_(torch.rand(norm.weight.shape, generator=torch.Generator().manual_seed(seed)) + 0.5)
+    bridges = Bridges(dense, sparse)
+    bridge = bridges.bridges[sublayer]
     sparse_scale, dense_scale, change = 3.0, 2.0, 0.7
     row = torch.zeros(20)
-    row[5] = change * sparse_scale
+    row[5] = change * sparse_scale / norms[1].weight[5]
     with torch.no_grad():
-        expected = (bridge.decode(row) - bridge.decode(torch.zeros(20))) / dense_scale
-    found = bridges.intervention(POINTS[1], 5, change, scale_ratio=sparse_scale / dense_scale, strength=1.0)
+        expected = (bridge.decode(row) - bridge.decode(torch.zeros(20))) / dense_scale * norms[0].weight
+    ratio = sparse_scale / dense_scale
+    found = bridges.intervention(POINTS[sublayer], 5, change, scale_ratio=ratio, strength=1.0)
     torch.testing.assert_close(found, expected)
-    half = bridges.intervention(POINTS[1], 5, change, scale_ratio=sparse_scale / dense_scale, strength=0.5)
+    half = bridges.intervention(POINTS[sublayer], 5, change, scale_ratio=ratio, strength=0.5)
     torch.testing.assert_close(half, found / 2)
+
+
+def test_a_channel_that_is_not_read_cannot_be_changed() -> None:
+    dense, sparse = decoder(12, 0), decoder(20, 1)
+    sparse.model.blocks[0].ln_2.weight[5] = 0
+    with pytest.raises(SpecError, match="does not read channel 5 at"):
+        Bridges(dense, sparse).intervention(POINTS[1], 5, 1.0, scale_ratio=1.0, strength=1.0)
 
 
 def test_networks_of_other_depth_are_refused() -> None:
