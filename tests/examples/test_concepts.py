@@ -40,6 +40,7 @@ def test_cosines_of_neighbours_and_with_the_last(study: dict[str, Any]) -> None:
     assert study["cosines"](rotation) == {"neighbours": [0.2, 0.9], "with_last": [0.1, 0.9, 1]}
 
 
+@pytest.mark.slow
 def test_the_same_figures_give_the_same_picture(study: dict[str, Any], tmp_path: Path) -> None:
     found = phases((0, 5, 1, 2), (8, 4.1, 0.1, 1))
     run = {

@@ -20,6 +20,7 @@ def example() -> SimpleNamespace:
         return SimpleNamespace(**runpy.run_path(str(SCRIPT)))
 
 
+@pytest.mark.slow
 def test_sparsity_separates_the_concepts(example: SimpleNamespace) -> None:
     dense, sparse = (example.train(sparsity, num_seeds=100) for sparsity in (0.0, 0.1))
     assert sparse.rate(*ALL) > 0.25

@@ -8,6 +8,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from pipeline.evaluation.evaluate import evaluate
 from pipeline.training.engine import train
 from pipeline.training.world import SingleWorld
@@ -43,6 +45,7 @@ OTHERS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
+@pytest.mark.slow
 def test_every_kind_is_evaluated(flow: Any, tmp_path: Path) -> None:
     wanted = {name: {"sources": [RESID], "activation": activation} for name, activation in AUTOENCODERS.items()}
     wanted |= {name: {"activation": AUTOENCODERS["topk"], **fields} for name, (_, fields) in OTHERS.items()}
