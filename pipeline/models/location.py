@@ -54,6 +54,11 @@ def locate(path: str) -> ModelLocation:
 def _locate_local(local: Path, *, said: str) -> ModelLocation:
     local = Path(os.path.abspath(local))
     if local.is_dir():
+        if (local / "model" / "config.json").exists() and not (local / "config.json").exists():
+            raise MissingError(
+                f"{said!r} is the output of a train_model job and no model itself; its model is "
+                f"{said.rstrip('/')}/model"
+            )
         return ModelLocation("folder", str(local))
     if not local.exists():
         raise MissingError(f"model path {said!r} is not there (looked at {local}){_neighbour(local)}")

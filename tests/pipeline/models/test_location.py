@@ -15,6 +15,13 @@ def test_a_folder_is_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert locate("m") == ModelLocation("folder", str(tmp_path / "m"))
 
 
+def test_the_output_of_a_training_says_where_its_model_is(tmp_path: Path) -> None:
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").touch()
+    with pytest.raises(MissingError, match=f"its model is {tmp_path}/model"):
+        locate(f"{tmp_path}/")
+
+
 def test_a_gguf_file_is_a_folder_and_a_name(tmp_path: Path) -> None:
     (tmp_path / "m.gguf").write_bytes(b"GGUF....")
     assert locate(str(tmp_path / "m.gguf")) == ModelLocation("gguf", str(tmp_path), "m.gguf")
