@@ -109,7 +109,7 @@ study-universality: setup
 
 study-network-variants: setup
 	$(BIN)/headworks run examples/network_variants.yaml
-	$(BIN)/python examples/network_variants.py runs/network_variants
+	$(BIN)/python examples/network_variants.py runs/network_variants --plot docs/pictures/network_variants.svg
 
 .PHONY: study-concepts
 

@@ -99,7 +99,11 @@ def draw(found: dict[str, list[Trained]], path: Path) -> None:
         for colour, (name, models) in enumerate(found.items()):
             for seed, one in enumerate(models):
                 axes.plot(one.curves[curve], color=f"C{colour}", marker="o", label=name if seed == 0 else None)
-        axes.set(title=f"mean cosine of tokens, {curve}", xticks=range(len(found["plain"][0].curves[curve])))
+        axes.set(
+            title=f"mean cosine of tokens, {curve}",
+            xlabel="layers before" if curve == "stream" else "layer",
+            xticks=range(len(found["plain"][0].curves[curve])),
+        )
     axes.legend(frameon=False)
     pictures.save(figure, path)
 
