@@ -18,9 +18,8 @@ import numpy as np
 import torch
 from save_result import save
 from torch import Tensor
-from torch.nn.functional import kl_div
 
-from pipeline.circuits.bridges import Bridges
+from pipeline.circuits.bridges import Bridges, divergence
 from pipeline.circuits.network import load_decoder
 from pipeline.networks import HeadworksDecoderForCausalLM
 from pipeline.pretraining.contexts import Contexts, read_contexts
@@ -51,8 +50,7 @@ def batches(contexts: Contexts, size: int, number: int, seed: int) -> Iterator[T
 @torch.no_grad()
 def differing(dense: HeadworksDecoderForCausalLM, sparse: HeadworksDecoderForCausalLM, ids: Tensor) -> float:
     """KL of the dense model's prediction and the sparse one's own, in nats a token: no bridge is needed for that."""
-    one, other = (network(ids).logits.log_softmax(-1).flatten(0, 1) for network in (dense, sparse))
-    return float(kl_div(other, one, log_target=True, reduction="batchmean"))
+    return float(divergence(dense(ids).logits, sparse(ids).logits))
 
 
 @torch.no_grad()
@@ -95,7 +93,7 @@ def main() -> None:
     parser.add_argument("dense", help="folder of the dense model")
     parser.add_argument("sparse", help="folder of the sparse model")
     parser.add_argument("tokens", help="token table that one of them was trained on")
-    parser.add_argument("--steps", type=int, default=80)
+    parser.add_argument("--steps", type=int, default=120)
     parser.add_argument("--batch", type=int, default=4, help="contexts in a step")
     given = parser.parse_args()
     started = time.perf_counter()

@@ -92,8 +92,8 @@ class Bridges(nn.Module):
             assert isinstance(bridge, Bridge)
             encoded, decoded = bridge.encode(streams_d[point]), bridge.decode(streams_s[point])
             nmse = nmse + _nmse(encoded, streams_s[point]) + _nmse(decoded, streams_d[point])
-            to_sparse = to_sparse + _divergence(logits_d, gone_on(sparse, token_ids, point, encoded))
-            to_dense = to_dense + _divergence(logits_d, gone_on(dense, token_ids, point, decoded))
+            to_sparse = to_sparse + divergence(logits_d, gone_on(sparse, token_ids, point, encoded))
+            to_dense = to_dense + divergence(logits_d, gone_on(dense, token_ids, point, decoded))
         return BridgeLosses(nmse, to_sparse, to_dense)
 
     def intervention(self, point: str, channel: int, change: float, *, scale_ratio: float, strength: float) -> Tensor:
@@ -159,7 +159,7 @@ def _nmse(found: Tensor, target: Tensor) -> Tensor:
     return (found - target).square().sum() / target.square().sum()
 
 
-def _divergence(logits: Tensor, others: Tensor) -> Tensor:
+def divergence(logits: Tensor, others: Tensor) -> Tensor:
     """KL(softmax(logits), softmax(others)) in nats, the mean over tokens."""
     return functional.kl_div(
         others.log_softmax(-1).flatten(0, 1), logits.log_softmax(-1).flatten(0, 1), log_target=True,
