@@ -22,8 +22,8 @@ from typing import Any
 import pictures
 import torch
 from save_result import save
+from token_collapse import likeness as likeness_of_rows
 from torch import Tensor
-from torch.nn import functional
 
 from pipeline.models.forward import ActivationForward
 from pipeline.models.load import load_model
@@ -57,9 +57,7 @@ def contexts(table: str) -> Tensor:
 
 def likeness(rows_BLD: Tensor) -> float:
     """Mean cosine of all pairs of different tokens of a context. The first token, the same in all, is left out."""
-    unit_BLD = functional.normalize(rows_BLD[:, 1:].double(), dim=2)
-    length = unit_BLD.shape[1]
-    return float((unit_BLD.sum(1).square().sum(1) - length).mean() / (length * (length - 1)))
+    return mean(likeness_of_rows(rows_LD) for rows_LD in rows_BLD[:, 1:])
 
 
 def curves(model: Path, token_ids: Tensor) -> dict[str, list[float]]:

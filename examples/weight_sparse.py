@@ -31,12 +31,13 @@ def main(arguments: Sequence[str]) -> None:
     """Print the comparison; with ``--save`` keep it."""
     models = {name: _read(f"{name}/train_model.json")["summary"] for name in MODELS}
     losses = [models[name]["held_out_loss"] for name in MODELS]
-    compared = compare({name: _read(f"{name}_circuits/circuits.json") for name in MODELS}, "dense")
+    circuits = {name: _read(f"{name}_circuits/circuits.json") for name in MODELS}
+    compared = compare(circuits, "dense")
     _print(models, compared)
     if "--save" in arguments:
         parts = {"models": {name: _of_model(one) for name, one in models.items()}, "circuits": compared}
         print(save("weight_sparse", parts))
-        _draw(compared)
+        _draw(compared, circuits["sparse"]["tasks"])
     if max(losses) > (1 + MOST_DIFFERENT) * min(losses):
         sys.exit(f"the held-out losses, {losses[0]:.4f} and {losses[1]:.4f}, are more than two percent apart")
 
@@ -71,16 +72,12 @@ def _cells(one: Mapping[str, Any]) -> str:
     return f"{one['nodes']:14.0f} {one['edges']:8.0f} {without}"
 
 
-def _draw(compared: Mapping[str, Any]) -> None:
+def _draw(compared: Mapping[str, Any], sparse: Mapping[str, Any]) -> None:
     """The smallest circuit of the sparse network."""
-    tasks = compared["tasks"]
     if not compared["common"]:
         return
-    task = min(compared["common"], key=lambda name: tasks[name]["sparse"]["edges"])
-    found = min(
-        (json.loads(path.read_text()) for path in sorted(RUNS.glob(f"sparse_circuits/searches/{task}.*.json"))),
-        key=lambda one: (one["edges_at_target"] is None, one["edges_at_target"]),
-    )
+    task = min(compared["common"], key=lambda name: sparse[name]["edges_at_target"])
+    found = _read(f"sparse_circuits/searches/{task}.{sparse[task]['search']}.json")
     PICTURE.write_text(circuit_picture(found["circuit"], title=f"circuit of {task} in the sparse network") + "\n")
 
 

@@ -5,7 +5,6 @@ A ratio over tasks says something only of the tasks that all models reach, so th
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -93,7 +92,9 @@ def _means(found: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:
 
 def _ratio(edges: Sequence[tuple[float, float]]) -> dict[str, float] | None:
     """Of pairs of counts, one for each common task; None where there is none."""
+    one, other = (geometric_mean([pair[side] for pair in edges]) for side in (0, 1))
+    if one is None or other is None:
+        return None
     # A circuit of less than an edge counts as one, as in ``geometric_mean``.
-    ratios = [max(one, 1.0) / max(other, 1.0) for one, other in edges]
-    mean = math.exp(sum(map(math.log, ratios)) / len(ratios)) if ratios else None
-    return None if mean is None else {"edges": mean, "least": min(ratios), "greatest": max(ratios)}
+    ratios = [max(first, 1.0) / max(second, 1.0) for first, second in edges]
+    return {"edges": one / other, "least": min(ratios), "greatest": max(ratios)}
